@@ -15,6 +15,9 @@ from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
 from reprune.model.fitted_linears import FittedLinears
 from reprune.model.float32_products import AskedInFloat32
+from reprune.model.head import TokenLosses
+from reprune.model.sampler import Sampler
+from reprune.model.whole import load_model
 
 from .. import tiny
 
@@ -81,3 +84,13 @@ def test_a_block_routes_by_scores_of_the_precision_that_its_code_asks_for(
     if fitted:
         outputs.square().sum().backward()
         assert block.module.get_parameter("mlp.gate.weight").grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "dtype"), [("deepseek_v3", torch.float32), ("mixtral", torch.bfloat16)])
+def test_a_whole_model_routes_by_scores_of_that_precision_too(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model, scores = load_model(tiny.save(name, tmp_path), _CPU, precision=_HALF), list[Tensor]()
+    model.get_submodule("model.layers.1.mlp.gate").register_forward_hook(lambda _, args, out: scores.append(out[0]))
+    TokenLosses(model, _HALF)(torch.arange(3, 13)[None])
+    Sampler(model, _HALF).greedily(torch.arange(3, 13)[None], 2)
+    assert {one.dtype for one in scores} == {dtype}

@@ -21,6 +21,7 @@ from reprune.errors import InputError, is_expected, is_of_gpu, short
 from reprune.math.slices import slices
 from reprune.model.block import Precision
 from reprune.model.uncached import uncached
+from reprune.model.whole import running
 
 _TOKENS = 512  # at a time: enough for products to run at full speed
 _LOGITS = {"cpu": 2**21}  # at a time: 8 MiB in float32, which stay in the caches
@@ -63,7 +64,7 @@ class TokenLosses:
             InputError: the model does not run on these ids, or returns no logits.
         """
         device, following = self._model.device, ids.roll(-1, 1)[0]
-        with _told(self._model), self._precision.on(device):
+        with _told(self._model), running(self._model, self._precision):
             if self._decoder is None:
                 return torch.cat(list(self._by_whole(ids, following)))[:-1]
             output = self._decoder(input_ids=ids, use_cache=False)
@@ -173,7 +174,7 @@ def _makes_logits(model: Any, decoder: Any, precision: Precision) -> bool:
     ids = torch.arange(_TRIED_TOKENS, device=model.device)[None]
     last = slice(_TRIED_TOKENS // 2, None)
     try:
-        with precision.on(model.device):
+        with running(model, precision):
             expected = uncached(model, ids).logits[:, last].float()
             output = decoder(input_ids=ids, use_cache=False)
             part = replace(output, last_hidden_state=output.last_hidden_state[:, last])

@@ -18,6 +18,7 @@ from transformers import DynamicCache, TemperatureLogitsWarper, TopKLogitsWarper
 from reprune.errors import InputError, NumericalError, is_expected, is_of_gpu, short
 from reprune.model.block import Precision
 from reprune.model.uncached import cache_argument
+from reprune.model.whole import running
 
 _LOGITS = 2**24  # elements handled at a time
 _PART = 512  # words whose weights are summed before one of them is chosen
@@ -84,7 +85,7 @@ class Sampler:
         ids = torch.arange(_TRIED * _LENGTH, device=embedding.device) * 7919 % max(len(embedding) - 3, 1) + 3
         ids, stay = ids.view(_TRIED, _LENGTH), torch.arange(1, _TRIED, device=embedding.device)
         try:
-            with self._precision.on(ids.device):
+            with running(self._model, self._precision):
                 whole = self._last_logits(ids[stay])
                 cache = self._new_cache()
                 self._last_logits(ids[:, :-1], cache)
@@ -185,7 +186,7 @@ class Sampler:
         """
         cache = self._new_cache()
         text = given = ids
-        with self._precision.on(ids.device):
+        with running(self._model, self._precision):
             for step in range(steps):
                 logits = self._last_logits(given, cache)
                 if not bool(torch.isfinite(logits.amax(1)).all()):

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -27,6 +27,7 @@ from reprune.model.bare import build_bare, check_embedding, check_trusted, model
 from reprune.model.block import Precision
 from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_floats
 from reprune.model.conversion import EMPTY, Layout
+from reprune.model.float32_products import AskedInFloat32
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
@@ -44,7 +45,7 @@ _WHOLE = 8  # elements in half precision: PyTorch's grouped products need rows o
 def load_model(
     folder: Path, device: torch.device, trust_remote_code: bool = False, precision: Precision | None = None
 ) -> Any:
-    """A whole model in evaluation mode, to be run under `precision.on(device)` (float32 by default).
+    """A whole model in evaluation mode, to be run under `running(model, precision)` (float32 by default).
 
     Raises:
         InputError: Transformers cannot load it.
@@ -59,6 +60,14 @@ def load_model(
     model = load(folder, products, trust_remote_code)
     _was_loaded.set()
     return model.to(device).eval()
+
+
+@contextmanager
+def running(model: Any, precision: Precision) -> Iterator[None]:
+    """A context in which to run a whole model; a mixture's routers stay in float32 as they do within its blocks."""
+    mixed = precision.products != torch.float32 and bool(candidates(model))
+    with precision.on(model.device), AskedInFloat32(model.device.type) if mixed else nullcontext():
+        yield
 
 
 def _load_for_half(folder: Path, products: torch.dtype, trust_remote_code: bool) -> Any:

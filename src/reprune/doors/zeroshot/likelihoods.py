@@ -26,6 +26,7 @@ from reprune.model.block import Precision
 from reprune.model.head import find_decoder, stands_in
 from reprune.model.sampler import longrope_borders
 from reprune.model.uncached import cache_argument, uncached
+from reprune.model.whole import running
 from reprune.model.widened import widen_after_, widened
 
 _BATCH_TOKENS = 2**11  # tokens run at a time
@@ -151,7 +152,7 @@ class Likelihoods(HFLM):  # type: ignore[misc]  # lm-eval has no type informatio
             for (context, _), each in by_context.items()
             for part in ([each] if self._pads else [[one] for one in each])
         ]
-        with self._precision.on(self.device):  # one context for all batches, so that each weight is converted once
+        with running(self.model, self._precision):  # one context for all batches, so that each weight is converted once
             for batch in self._batches(groups):
                 answers.update(self._answers(batch))
                 self._progress(len(answers), len(requests))

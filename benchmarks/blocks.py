@@ -6,10 +6,11 @@
 
 By default the blocks are those of Llama-7B and the setting is the paper's, whose peaks are 5.7 GB (BR+GP) and 10.6 GB
 (BR+GP+CR), one block or two at a time. Only the samples are fewer, a quarter of the paper's 256: seconds grow with
-them, peaks do not. Writes a Llama of random weights and a text of random words, runs each way in a process of its own
-(SparseGPT, 50 %), and prints a Markdown table. The textbook computes in float32, reprune in float32 and in its default
-precision. The textbook holds the whole model on the device, reprune one window; so the table also has the textbook's
-peak without the other blocks. Needs no network; with smaller numbers it runs on a CPU too. Started again with the same
+them, peaks do not, except for the textbook's on a GPU. Writes a Llama of random weights and a text of random words,
+runs each way in a process of its own (SparseGPT, 50 %), and prints a Markdown table. The textbook computes in float32,
+reprune in float32 and in its default precision. The textbook holds the whole model and the states of all samples on the
+device, reprune one window and a few batches; so the table also has the textbook's peak without the other blocks and, on
+a GPU, without the states. Needs no network; with smaller numbers it runs on a CPU too. Started again with the same
 options, it does what is missing (FOLDER/blocks.json).
 """
 
@@ -51,7 +52,7 @@ def main() -> None:
         found = {"settings": settings, "runs": {}}
     print(f"{name}; torch {torch.__version__}; blocks of {options.hidden}/{options.intermediate}, ", end="")
     print(f"{options.samples} x {options.seqlen} tokens, {options.epochs} epochs\n")
-    print("| rung | way | products | seconds a block | peak memory (GB) | without the other blocks (GB) |")
+    print("| rung | way | products | seconds a block | peak memory (GB) | of a window (GB) |")
     print("|---|---|---|---|---|---|")
     for rung in options.rungs:
         for precision in (None, *options.precisions):
@@ -74,8 +75,10 @@ def _textbook(model: Path, out: Path, rung: str, common: dict[str, Any], options
     found = textbook(model, out, rung, common)
     peak = found["peak_device"] or found["peak"]
     weights = 4 * (4 * options.hidden**2 + 3 * options.hidden * options.intermediate)
-    others = options.blocks - (2 if "CR" in rung else 1)
-    return ["float32", found["seconds_a_block"], peak / 1e9, (peak - others * weights) / 1e9]
+    beside = weights * (options.blocks - (2 if "CR" in rung else 1))
+    if found["peak_device"]:  # where the student's and the teacher's states are too, for BR also the first block's
+        beside += 4 * options.samples * options.seqlen * options.hidden * (3 if rung == "BR" else 2)
+    return ["float32", found["seconds_a_block"], peak / 1e9, (peak - beside) / 1e9]
 
 
 def _reprune(

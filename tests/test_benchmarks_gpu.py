@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,3 +61,22 @@ def test_a_forecast_is_compared_with_the_memory_of_the_device_that_ran(
     assert f"| {memory}.00 | {forecast}.00 (-50%) |" in capsys.readouterr().out
     found = benchmarks[1].run(benchmarks[1].BASE, tmp_path, device)
     assert (found["memory"], found["forecast_memory"]) == (memory * 10**9, forecast * 10**9)
+
+
+@pytest.mark.parametrize(("rung", "others", "streams"), [("BR", 2, 3), ("BR+GP", 2, 2), ("BR+GP+CR", 1, 2)])
+def test_what_the_textbook_holds_of_its_gpu_beside_a_window_is_told_apart(
+    rung: str, others: int, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the whole model there, and all samples' states, of which reprune has a few batches."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    blocks = load("blocks")
+    peak = 10**9
+    monkeypatch.setattr(
+        blocks, "textbook", lambda *_: {"seconds_a_block": 1.0, "peak": 5 * peak, "peak_device": peak * on_gpu}
+    )
+    options = Namespace(hidden=8, intermediate=16, blocks=3, samples=5, seqlen=7)
+    weights = 4 * (4 * 8 * 8 + 3 * 8 * 16)
+    for on_gpu, states in ((0, 0), (1, streams * 4 * 5 * 7 * 8)):
+        *_, whole, window = blocks._textbook(Path("model"), Path("out"), rung, {}, options)
+        assert whole * 1e9 == pytest.approx(peak if on_gpu else 5 * peak)
+        assert (whole - window) * 1e9 == pytest.approx(others * weights + states, rel=1e-3)

@@ -83,7 +83,7 @@ def main() -> None:
     may_grow = ("out", "rungs", "variant", "repeats")
     made = {
         "machine": ", ".join([processor(), f"{os.cpu_count()} cores", *_gpu(options.device)]),
-        "versions": {name: version(name) for name in ("torch", "transformers", "reprune")},
+        "versions": {name: version(name) for name in ("torch", "transformers")} | {"reprune": reprune.__version__},
         "settings": {key: Path(str(value)).name for key, value in vars(options).items() if key not in may_grow},
     }
     if found["runs"] and any(found.get(key) != value for key, value in made.items()):

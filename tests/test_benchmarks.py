@@ -237,6 +237,8 @@ def test_repeats_of_other_settings_are_not_added_to_those_there(
         arguments[-1].mkdir()
         return {"seconds": 1.0, "peak": 1}
 
+    installed = {"torch": "2.13", "transformers": "5.16"}  # reprune may be a folder in PYTHONPATH
+    monkeypatch.setattr(speed, "version", installed.__getitem__)
     monkeypatch.setattr(speed, "run_textbook", took)
     monkeypatch.setattr(speed, "run_reprune", took)
     monkeypatch.setattr(speed, "measure", lambda *_: {"perplexity": 2.0, "error": 0.1})

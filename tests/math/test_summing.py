@@ -108,6 +108,20 @@ def test_small_tensors_are_summed_together_and_large_ones_alone(
     assert _PAUSE / 2 < ranks.traffic.since(before).seconds == ranks.traffic.seconds - before.seconds
 
 
+def test_the_sums_of_all_large_tensors_are_begun_before_any_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By NCCL, waiting looks once a millisecond whether a sum is done, which is as long as the sum itself takes."""
+    did: list[str] = []
+
+    def all_reduce(tensor: Tensor, async_op: bool) -> Any:
+        did.append(f"sum {len(tensor)}")
+        return SimpleNamespace(wait=lambda: did.append(f"wait {len(tensor)}"))
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(module, "_BUCKET", 64)
+    _rank(0, 2).sum_([torch.ones(count) for count in (20, 3, 30)])
+    assert did == ["sum 20", "sum 30", "sum 3", "wait 3", "wait 20", "wait 30"]
+
+
 def test_numbers_are_added_in_float64(summed: list[Tensor]) -> None:
     assert _rank(0, 2).add([1 + 2.0**-40, -3]) == [5 + 5 * 2.0**-40, -15.0]
 

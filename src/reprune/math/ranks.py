@@ -236,9 +236,10 @@ class Together(Ranks):
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         bucket: list[Tensor] = []
         size = 0
+        begun: list[Callable[[], Any]] = []  # waited for together: by NCCL, each wait ends at a full millisecond
         for tensor in tensors:
             if tensor.is_contiguous() and tensor.nbytes >= _BUCKET:
-                self._sum_(tensor)
+                begun.append(self._begin_sum(tensor))
                 continue
             bucket.append(tensor)
             size += tensor.nbytes
@@ -247,6 +248,8 @@ class Together(Ranks):
                 bucket, size = [], 0
         if bucket:
             self._sum_together_(bucket)
+        for wait in begun:
+            self._exchange(0, wait)
 
     def _sum_together_(self, tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -255,8 +258,12 @@ class Together(Ranks):
             tensor.copy_(part.view_as(tensor))
 
     def _sum_(self, tensor: Tensor) -> None:
+        self._exchange(0, self._begin_sum(tensor))
+
+    def _begin_sum(self, tensor: Tensor) -> Callable[[], Any]:
+        """Begin to sum a tensor; returns what waits for the sum."""
         # In a ring, each rank sends (count - 1) / count of the tensor twice.
-        self._collective(2 * tensor.nbytes * (self.count - 1) // self.count, partial(dist.all_reduce, tensor))
+        return self._begin(2 * tensor.nbytes * (self.count - 1) // self.count, partial(dist.all_reduce, tensor))
 
     def add(self, values: Sequence[float]) -> list[float]:
         sums = torch.tensor(list(values), dtype=torch.float64)
@@ -270,7 +277,7 @@ class Together(Ranks):
                 continue
             sent = whole.nbytes if self.number == source else 0
             raw = whole.view(-1).view(torch.uint8)
-            self._collective(sent, partial(dist.broadcast, raw, source))
+            self._exchange(0, self._begin(sent, partial(dist.broadcast, raw, source)))
             if whole is not tensor:
                 tensor.copy_(whole)
 
@@ -324,17 +331,18 @@ class Together(Ranks):
         asking.join(_HEARING)
         return found == [1] if found else self.number <= 1
 
-    def _collective(self, sent: int, begin: Callable[..., Any]) -> None:
-        """Begin a sum or a copy and wait for it.
+    def _begin(self, sent: int, begin: Callable[..., Any]) -> Callable[[], Any]:
+        """Begin a sum or a copy; returns what waits for it.
 
         Newer releases of PyTorch do not wait for NCCL by themselves, and a rank is only found to be lost by waiting.
         """
-        self._exchange(sent, lambda: begin(async_op=True).wait())
+        wait: Callable[[], Any] = self._exchange(sent, lambda: begin(async_op=True)).wait
+        return wait
 
-    def _exchange(self, sent: int, work: Callable[[], Any]) -> None:
+    def _exchange(self, sent: int, work: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         try:
-            work()
+            found = work()
         except RuntimeError as error:
             raise LostRankError(
                 f"process {self.number} of {self.count} has lost the others ({_short(error)}); see which of them ended "
@@ -342,6 +350,7 @@ class Together(Ranks):
             ) from None
         self.traffic.bytes += sent
         self.traffic.seconds += time.perf_counter() - began
+        return found
 
 
 def _own_gpu() -> str:

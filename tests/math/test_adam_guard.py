@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
+import torch
 
 from reprune.errors import NumericalError
-from reprune.math.adam import Adam
+from reprune.math.adam import Adam, kept_rms
 from reprune.math.reconstruction_error import Error
 from tests.math.test_adam import _Network, _nothing, _same
 
@@ -70,6 +72,9 @@ def test_a_fit_that_diverges_keeps_its_start_under_the_guard(batch_size: int) ->
 def test_a_fit_that_diverges_is_an_error_without_the_guard(batch_size: int) -> None:
     with pytest.raises(NumericalError, match=r"epoch \d+; lower --lr \(the learning rate, now 1e\+30\)"):
         Adam(epochs=4, lr=1e30, batch_size=batch_size, guard=False).fit(_Network(), 0, _nothing)
+    problem = _Network()
+    with pytest.raises(NumericalError, match=re.escape(f"now {1e30 * kept_rms(problem):g})")):
+        Adam(epochs=4, lr=1e30, batch_size=batch_size, guard=False, relative=True).fit(problem, 0, _nothing)
 
 
 def test_a_heldout_error_that_is_not_finite_ends_a_descent_though_its_loss_is() -> None:
@@ -94,11 +99,13 @@ def test_a_window_that_is_not_finite_before_it_is_fitted_is_refused(sample: int)
         Adam(epochs=1).fit(problem, 0, _nothing)
 
 
-def test_of_a_loss_and_a_heldout_error_that_went_bad_the_loss_is_told() -> None:
+@pytest.mark.parametrize(("goal", "said"), [(math.nan, "nan"), (math.inf, "inf")])
+def test_of_a_loss_and_a_heldout_error_that_went_bad_the_loss_is_told(goal: float, said: str) -> None:
     problem = _Network()
+    problem.scale = torch.ones_like(problem.goals[0, 0])
     start = problem.heldout_error()
-    problem.goals[0] = math.inf
+    problem.goals[0] = goal
     with pytest.raises(
-        NumericalError, match=r"^the loss became (inf|nan) in epoch 1; lower --lr \(the learning rate, now 0\.01\)$"
+        NumericalError, match=rf"^the loss became {said} in epoch 1; lower --lr \(the learning rate, now 0\.01\)$"
     ):
-        Adam(epochs=1, lr=0.01, batch_size=2, guard=False).descend(problem, start, 0, _nothing)
+        Adam(epochs=1, lr=0.01, batch_size=7, guard=False).descend(problem, start, 0, _nothing)

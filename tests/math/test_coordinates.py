@@ -14,9 +14,9 @@ from tests.math.test_adam import _forward, _Network, _nothing, _same
 from tests.math.test_masking import Picking
 
 
-def _factors(problem: _Network, rank: int) -> list[Tensor]:
+def _factors(problem: _Network, rank: int, seed: int = 0) -> list[Tensor]:
     """A copy of the leaves that a problem's low-rank coordinates begin with."""
-    with LowRank(problem, rank, 0) as coordinates:
+    with LowRank(problem, rank, seed) as coordinates:
         return [leaf.detach().clone() for leaf in coordinates.leaves]
 
 
@@ -48,6 +48,12 @@ def test_every_step_is_the_one_of_plain_factors() -> None:
     for found, wanted in zip(problem.state(), expected, strict=True):
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-5)
     assert int(torch.linalg.matrix_rank(problem.state()[2] - second)) == 1
+
+
+def test_factors_are_decided_by_the_seed() -> None:
+    one, again, other = (_factors(_Network(), 2, seed) for seed in (3, 3, 4))
+    assert _same(one, again)
+    assert not _same(one, other)
 
 
 @pytest.mark.parametrize("guard", [True, False])

@@ -155,7 +155,7 @@ def test_a_round_depends_on_the_seed_and_its_number_alone() -> None:
 
     assert firsts(0, 5) == firsts(0, 5)
     assert firsts(0, 5) != firsts(0, 6)
-    assert firsts(0, 5) != firsts(1, 5)
+    assert firsts(0, 5) not in (firsts(1, 5), firsts(1, 4))
 
 
 def test_a_round_in_which_nothing_reads_well_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

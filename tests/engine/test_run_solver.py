@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig
 
 import reprune
+from reprune.engine.frontier import Frontier
 from reprune.math.adam import Adam, Descent
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Objective
@@ -105,9 +106,19 @@ def test_reconstructed_names_the_blocks_that_changed(llama: Path, tmp_path: Path
         assert differ == (index in changed)
 
 
-def test_checkpointing_changes_no_bit(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "plain", reconstruct="BR+GP+CR")
-    prune(llama, tmp_path / "checkpointing", "solver.checkpointing=true", reconstruct="BR+GP+CR")
+@pytest.mark.parametrize("rung", ["BR+GP+CR", "auto"])
+def test_checkpointing_changes_no_bit(llama: Path, rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune(llama, tmp_path / "plain", reconstruct=rung)
+    run, kept = Frontier.run, set[bool]()
+
+    def noted(self: Frontier, blocks: Any, states: torch.Tensor, samples: Any, *how: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            kept.add(how[0])
+        return run(self, blocks, states, samples, *how)
+
+    monkeypatch.setattr(Frontier, "run", noted)
+    prune(llama, tmp_path / "checkpointing", "solver.checkpointing=true", reconstruct=rung)
+    assert kept == {True}
     one, two = tensors(tmp_path / "plain"), tensors(tmp_path / "checkpointing")
     assert all(torch.equal(one[key], two[key]) for key in one)
 

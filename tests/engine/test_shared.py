@@ -89,7 +89,13 @@ def test_a_shared_run_has_the_bits_of_one_alone(llama: Path, tmp_path: Path, cou
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"samples": 7}, {"solver": {"epochs": 1, "batch_size": 2}}, {"precision": "bfloat16"}],
+    [
+        {"seed": 1},
+        {"samples": 7},
+        {"solver": {"epochs": 1, "batch_size": 2}},
+        {"precision": "bfloat16"},
+        {"pruner": {"statistics": "first"}},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_nothing_is_shared_between_runs_that_differ_in_what_decides_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,12 @@ def test_any_pattern_that_divides_holds_in_every_group(llama: Path, pattern: str
 
 
 def test_any_window_size_and_stride_runs(llama: Path, tmp_path: Path) -> None:
-    record = prune(llama, tmp_path / "3", "schedule.size=3", reconstruct="BR+GP")
-    assert [window["blocks"] for window in record["windows"]] == [[0], [0, 1], [0, 1, 2], [1, 2], [2]]
+    for rung in ("BR+GP", "auto"):
+        record = prune(llama, tmp_path / rung, "schedule.size=3", reconstruct=rung)
+        assert [window["blocks"] for window in record["windows"]] == [[0], [0, 1], [0, 1, 2], [1, 2], [2]]
+        for one, following in pairwise(record["windows"][2:]):  # the last block is in each: targets are the same
+            for key in ("calibration_error", "heldout_error"):
+                assert following[key]["before"] == pytest.approx(one[key]["after"], rel=1e-5)
     record = prune(llama, tmp_path / "2", "schedule.size=2", "schedule.stride=2", reconstruct="BR")
     assert [window["blocks"] for window in record["windows"]] == [[0, 1], [2]]
     assert [block["index"] for block in record["blocks"]] == [0, 1, 2]

@@ -12,16 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reprune
+from reprune.doors import api
 from reprune.engine.ledger import Ledger
 from reprune.engine.open_blocks import tensors_of
 from reprune.engine.watcher import Watcher
 from reprune.engine.window import PrunedBlock
-from reprune.errors import InputError
+from reprune.errors import ChangedError, InputError
 from reprune.files.durable import sha256
 from reprune.files.sealed import seal
 from reprune.model.block import Block, Precision
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import Window, windows
+from tests import tiny
 from tests.damage import flip_bit
 from tests.engine.test_ledger import InterruptAt, Interrupted, prune
 
@@ -68,6 +70,24 @@ def test_a_window_whose_line_is_not_written_leaves_what_the_one_before_left(
     after = ledger.open_tensors()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_a_model_that_changes_while_it_is_opened_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its files were compared with those that the run began with."""
+    model, opened = tiny.save("llama", tmp_path / "model"), api.open_decoder
+    with pytest.raises(Interrupted):
+        prune(model, tmp_path / "cut", "LR", InterruptAt(0))
+
+    def changing(*given: Any) -> Any:
+        with (model / "config.json").open("a") as file:
+            file.write("\n")
+        return opened(*given)
+
+    monkeypatch.setattr(api, "open_decoder", changing)
+    with pytest.raises(ChangedError, match=r"config\.json: was changed or replaced"):
+        reprune.resume(tmp_path / "cut")
 
 
 def test_streams_that_a_killed_process_left_are_gone_before_a_resumed_run_makes_its_own(

@@ -233,7 +233,7 @@ class Decoder:
                 # Sent as it is stored: widened on the host it would be twice as much for a GPU's link.
                 state[name.removeprefix(self._path(index))] = made.copy_(tensor.to(self.device))
         module.load_state_dict(state, strict=False, assign=True)
-        module = module.to(self.device).requires_grad_(False).eval()
+        module = module.to(self.device).requires_grad_(False)
         try:
             stacks = self.weightless.stacks(index)
         except Exception as error:  # whatever a module raises

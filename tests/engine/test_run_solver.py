@@ -172,13 +172,13 @@ def test_micro_batches_end_at_the_same_weights(llama: Path, micro: int, tmp_path
 
 
 @pytest.fixture
-def descents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """The seed of each descent, and whether its loss is scaled up for gradients in float16."""
-    found: list[tuple[int, bool]] = []
+def descents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, bool]]:
+    """The seed of each descent, whether its loss is scaled up for gradients in float16, and if it is standardized."""
+    found: list[tuple[int, bool, bool]] = []
     descend = Adam.descend
 
     def noted(self: Adam, problem: Objective, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
-        found.append((seed, problem.half))
+        found.append((seed, problem.half, problem.scale is not None))
         return descend(self, problem, start, seed, progress)
 
     monkeypatch.setattr(Adam, "descend", noted)
@@ -186,19 +186,27 @@ def descents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 
 def test_each_fit_draws_by_the_runs_seed_and_as_no_other(
-    llama: Path, tmp_path: Path, descents: list[tuple[int, bool]]
+    llama: Path, tmp_path: Path, descents: list[tuple[int, bool, bool]]
 ) -> None:
     for seed in (0, 1):
         prune(llama, tmp_path / str(seed), "distill=1", reconstruct="BR+GP", epochs=1, seed=seed)
-    assert len(descents) == len({seed for seed, _ in descents}) == 2 * (3 + 1)
+    assert len(descents) == len({seed for seed, *_ in descents}) == 2 * (3 + 1)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_losses_are_scaled_up_where_gradients_are_in_float16(
-    llama: Path, precision: str, tmp_path: Path, descents: list[tuple[int, bool]]
+    llama: Path, precision: str, tmp_path: Path, descents: list[tuple[int, bool, bool]]
 ) -> None:
     prune(llama, tmp_path / "out", "distill=1", f"precision={precision}", reconstruct="auto", epochs=1)
-    assert [half for _, half in descents] == [precision == "float16"] * (1 + 2 + 2 + 1 + 1)
+    assert [half for _, half, _ in descents] == [precision == "float16"] * (1 + 2 + 2 + 1 + 1)
+
+
+@pytest.mark.parametrize("loss", ["squared", "standardized"])
+def test_a_windows_last_block_alone_and_all_its_blocks_are_fitted_by_the_same_loss(
+    llama: Path, loss: str, tmp_path: Path, descents: list[tuple[int, bool, bool]]
+) -> None:
+    prune(llama, tmp_path / "out", f"solver.loss={loss}", reconstruct="auto", epochs=1)
+    assert [standardized for *_, standardized in descents] == [loss == "standardized"] * (1 + 2 + 2 + 1)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -135,6 +135,17 @@ def test_outliers_of_an_expert_are_by_the_tokens_that_reach_it(monkeypatch: pyte
     assert allocate._outliers(recipe, frontier, pruned, entering) == 0.0
 
 
+def test_experts_that_few_tokens_reach_are_measured_as_they_are_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By magnitude, whatever the pruner."""
+    told, model = _told(monkeypatch, "by_error"), tiny.save("mixtral", tmp_path / "model")
+    for pruner in ("wanda", "magnitude"):
+        settings = ("allocation=by-error", "pruner.min_tokens=100000")
+        prune(model, tmp_path / pruner, *settings, pruner=pruner, include=["mlp.experts.*"])
+    assert told[0] == told[1]
+
+
 def test_shared_out_by_error_the_sum_of_errors_of_blocks_alone_is_lower(llama: Path, tmp_path: Path) -> None:
     """In windows of one block with a local teacher, an error is that of the block alone."""
 

@@ -163,6 +163,18 @@ def _without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.mark.parametrize("dtype", _DTYPES)
+def test_gradients_of_many_parts_are_summed_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a sum of ones ends at 256, in float16 at 2048."""
+    monkeypatch.setattr(half_attention, "_ROWS", 2)
+    query, key, value = (torch.zeros(1, 1, tokens, 1) for tokens in (4096, 1, 1))
+    with torch.autocast("cpu", dtype=dtype), HalfAttention():
+        scaled_dot_product_attention(query, key, value.requires_grad_()).backward(
+            torch.ones(1, 1, 4096, 1, dtype=dtype)
+        )
+    assert value.grad is not None and value.grad.item() == 4096
+
+
 @pytest.mark.parametrize(
     ("causal", "window", "expected"),
     [

@@ -19,7 +19,7 @@ from huggingface_hub import errors
 from reprune.errors import InputError
 from reprune.model import hub
 from reprune.model.hub import late_bars
-from reprune.model.locate import locate_model
+from reprune.model.locate import locate_headers, locate_model
 from reprune.model.snapshots import hub_commit
 from tests import tiny
 
@@ -77,6 +77,51 @@ def test_weights_are_fetched_only_where_they_are_needed_and_not_here(
     assert (one["model"], one["revision"]) == ("owner/tiny", SHA)
     assert _fetched(every, one) == {"model.safetensors"}
     assert listed == [f"owner/tiny@{SHA}"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "fetched"),
+    [
+        ("one.safetensors", "two.safetensors", "two.safetensors"),
+        ("model-1-of-2.safetensors", "model-2-of-2.safetensors", "model-2-of-2.safetensors"),
+        ("model.fp16.safetensors", "model.safetensors", "model.safetensors"),
+        ("consolidated.safetensors", "model.safetensors", "model.safetensors"),
+        ("model-1.safetensors", "other.safetensors", None),
+    ],
+)
+def test_weights_that_no_index_names_are_completed_where_only_some_are_here(
+    here: str,
+    there: str,
+    fetched: str | None,
+    asked: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A download may have been interrupted, or another program may have fetched another form of the weights."""
+    folder = tiny.save("llama", tmp_path / SHA)
+    (folder / "model.safetensors").rename(folder / here)
+    found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in (here, there)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: found)
+    (_, away) = locate_headers("owner/tiny")
+    assert (away and away.names) == (fetched and {fetched})
+    locate_model("owner/tiny")
+    every = [_fetched([here, there], one) for one in asked]
+    assert every == [set(), set(), *([{fetched}] if fetched else [])]
+
+
+def test_weights_that_no_index_names_are_read_as_they_are_here_where_nothing_can_be_asked(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save("llama", tmp_path / SHA)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
+    assert locate_headers("owner/tiny") == (folder, None)
+    assert locate_model("owner/tiny") == folder
+    assert len(asked) == 2
 
 
 def test_a_name_of_a_file_is_no_pattern(

@@ -208,12 +208,7 @@ def weight_files(folder: Path, away: Collection[Path] = ()) -> list[Path]:
     Raises:
         InputError: one of them is missing, or there are none, or their names cannot be read.
     """
-
-    def has(file: Path) -> bool:
-        return file in away or is_there(file, str(file))
-
-    usual = (name for name in USUAL if has(folder / name))
-    named = _named_by_config(folder) or next(usual, None)
+    named = _named(folder, away)
     if named is None:
         every = sorted({*folder.glob("*.safetensors"), *away})
         files = [file for file in every if file.name.startswith("model")] or every
@@ -221,7 +216,7 @@ def weight_files(folder: Path, away: Collection[Path] = ()) -> list[Path]:
         files = [folder / named]
     else:
         files = _of_index(folder / named)
-    if missing := [file.name for file in files if not has(file)]:
+    if missing := [file.name for file in files if not _is_had(file, away)]:
         raise InputError(
             f"{called(folder)}: the weight file {missing[0]} is missing ({len(missing)} of {len(files)} are); "
             "download the model again."
@@ -229,6 +224,21 @@ def weight_files(folder: Path, away: Collection[Path] = ()) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: expected *.safetensors files, found none.")
     return files
+
+
+def are_named(folder: Path) -> bool:
+    """Whether config.json or a usual name tells which files `weight_files` are; otherwise any of the folder may be."""
+    return _named(folder) is not None
+
+
+def _named(folder: Path, away: Collection[Path] = ()) -> str | None:
+    """The weight file, or index of such files, by config.json or by a usual name; None if there is neither."""
+    usual = (name for name in USUAL if _is_had(folder / name, away))
+    return _named_by_config(folder) or next(usual, None)
+
+
+def _is_had(file: Path, away: Collection[Path]) -> bool:
+    return file in away or is_there(file, str(file))
 
 
 def _of_index(index: Path) -> list[Path]:

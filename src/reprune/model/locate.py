@@ -20,7 +20,7 @@ from reprune.files.cache import Notify
 from reprune.files.local import local_path
 from reprune.files.readable import check_readable, is_there
 from reprune.files.wellformed import read_json
-from reprune.model.checkpoint import TOKENIZER, weight_files
+from reprune.model.checkpoint import TOKENIZER, are_named, weight_files
 from reprune.model.gguf import convert_gguf, is_whole
 from reprune.model.hub import late_bars, not_fetched
 from reprune.model.instead import parts_of_training, pickled, without_config
@@ -273,7 +273,10 @@ def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path,
             raise InputError(not_fetched(error, model, revision)) from None
         folder = Path(cached)
     left, missed = list[str](), None
-    if not (folder / "config.json").exists() or (weights != "unneeded" and not _has_weights(folder)):
+    if not (folder / "config.json").exists() or (
+        # Without a name for the weights, others that are only on the Hub may be read with those here or in their place.
+        weights != "unneeded" and not (_has_weights(folder) and are_named(folder))
+    ):
         try:
             left = _left(folder, model, revision)
         except InputError as error:
@@ -285,12 +288,12 @@ def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path,
     except _NoWeightsError as error:
         # Without a network, older releases of the library take any cached folder for the model, also that of a plan.
         raise missed or error from None
-    if missed is not None:
+    if missed is not None and not _has_weights(folder):
         raise missed
-    if not listed:
-        return folder, None
     away = {folder / name for name in listed}
-    names = frozenset(file.name for file in weight_files(folder, away) if file in away)
+    names = frozenset(file.name for file in weight_files(folder, away) if file in away) if away else frozenset[str]()
+    if not names:
+        return folder, None
     if weights == "listed":
         return folder, Undownloaded(model, revision, folder.name, names)
     try:

@@ -63,7 +63,7 @@ def main() -> None:
         flags = {"reconstruct": rung, "calibration": "manual", "device": options.device, **flags}
         plan = planned(models[name], flags, settings)
         record = prune(models[name], options.out / "sparse", flags, settings)
-        seconds, (memory, expected) = record["seconds"], peaks(record, plan, options.device)
+        seconds, (memory, expected) = record["seconds"], peaks(record, plan)
         off.append((plan["seconds"] / seconds - 1, expected / memory - 1))
         what = ", ".join([rung, *(str(value) for key, value in flags.items() if key in SHOWN), *settings])
         print(

@@ -82,11 +82,11 @@ def planned(model: Path, flags: Mapping[str, Any], settings: Sequence[str] = ())
     return found
 
 
-def peaks(record: Mapping[str, Any], forecast: Mapping[str, float], device: str) -> tuple[float, float]:
-    """The peak memory of a run and what was forecast, in bytes: on a GPU of its allocations there."""
-    if device == "cpu":
-        return record["peak_memory_bytes"]["host"], forecast["memory_bytes"]
-    return record["peak_memory_bytes"]["device"], forecast["device_bytes"]
+def peaks(record: Mapping[str, Any], forecast: Mapping[str, float]) -> tuple[float, float]:
+    """The peak memory of a run and what was forecast, in bytes: if it was on a GPU, of its allocations there."""
+    if on_gpu := record["peak_memory_bytes"]["device"]:
+        return on_gpu, forecast["device_bytes"]
+    return record["peak_memory_bytes"]["host"], forecast["memory_bytes"]
 
 
 def random_llama(folder: Path, **sizes: int) -> Path:

@@ -61,7 +61,7 @@ def run(point: dict[str, int], out: Path, device: str) -> dict[str, Any]:
     flags |= {name: point[name] for name in ("samples", "seqlen")}
     forecast = planned(model, flags)
     record = prune(model, out / "sparse", flags)
-    memory, expected = peaks(record, forecast, device)
+    memory, expected = peaks(record, forecast)
     return {
         "seconds": record["seconds"],
         "memory": memory,

@@ -37,7 +37,7 @@ def test_the_textbook_computes_in_float32_and_is_timed_until_its_gpu_is_done(
     assert seen == ["highest", "cuda:1"]
 
 
-@pytest.mark.parametrize(("device", "memory", "forecast"), [("cpu", 2, 1), ("cuda", 8, 4)])
+@pytest.mark.parametrize(("device", "memory", "forecast"), [("cpu", 2, 1), ("auto", 2, 1), ("cuda", 8, 4)])
 def test_a_forecast_is_compared_with_the_memory_of_the_device_that_ran(
     device: str,
     memory: int,
@@ -47,8 +47,9 @@ def test_a_forecast_is_compared_with_the_memory_of_the_device_that_ran(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    plan = {"seconds": 1.0, "memory_bytes": 10**9, "device_bytes": 4 * 10**9}
-    record = {"seconds": 1.0, "peak_memory_bytes": {"host": 2 * 10**9, "device": 8 * 10**9}}
+    on_gpu = device == "cuda"  # there is none here that `auto` would be
+    plan = {"seconds": 1.0, "memory_bytes": 10**9, "device_bytes": on_gpu * 4 * 10**9}
+    record = {"seconds": 1.0, "peak_memory_bytes": {"host": 2 * 10**9, "device": on_gpu * 8 * 10**9}}
     benchmarks = load("forecast"), load("scale")
     made: dict[str, Any] = {"planned": lambda *_: plan, "prune": lambda *_: record}
     made |= dict.fromkeys(("like", "random_llama"), lambda folder, *_, **__: folder)

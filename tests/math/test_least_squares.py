@@ -117,10 +117,11 @@ def test_inputs_that_have_nothing_in_common_are_solved_by_one_iteration_whatever
     torch.testing.assert_close(W, (right + ridge * prior) / (diagonal + ridge) * mask)
 
 
-def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best() -> None:
+@pytest.mark.parametrize(("tokens", "noise"), [(14, 1.0), (30, 0.3), (50, 1.5)])
+def test_the_ridge_is_the_one_whose_fit_heldout_inputs_like_best(tokens: int, noise: float) -> None:
     """With few noisy tokens, a small ridge fits these best and all others worst."""
-    X, Z = _inputs(14, seed=21, noise=1.0)
-    other = _inputs(400, seed=31, noise=1.0)
+    X, Z = _inputs(tokens, seed=21, noise=noise)
+    other = _inputs(400, seed=31, noise=noise)
     dense, masks, pruned = _group()
 
     def heldout(weights: list[Tensor]) -> float:

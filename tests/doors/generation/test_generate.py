@@ -90,6 +90,15 @@ def test_a_text_is_what_the_model_would_have_written(llama: Path, here: Path) ->
     assert manifest["made_by"]["model"]["name"] == "llama"
 
 
+def test_what_is_drawn_is_decided_by_the_seed_and_the_rounds_number(llama: Path) -> None:
+    def drawn(seed: int, number: int) -> list[rounds.Written]:
+        author = local.LocalAuthor(llama, tiny.tokenizer(), Generation(length=24, seed=seed), "cpu", "float32")
+        return author.write([(70, 71, 72, 73, 74)] * 2, number)
+
+    assert drawn(0, 5) == drawn(0, 5)
+    assert drawn(0, 5) not in (drawn(0, 6), drawn(1, 5), drawn(1, 4))
+
+
 def test_the_file_is_calibrated_on_with_the_tokens_as_they_were_written(here: Path, cli: Cli) -> None:
     generate("llama", "self.jsonl", samples=9, settings=SMALL, **EXACT)
     said = cli(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from reprune.doors.generation import generate as module
 from reprune.doors.generation import local
 from reprune.doors.generation.generate import generate
 from reprune.errors import InputError
@@ -164,12 +165,12 @@ def test_a_file_is_not_gone_on_with_by_another_tokenizer(here: Path) -> None:
     generate("own", "self.jsonl", samples=3, settings=SMALL, **EXACT)
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(InputError, match=r"begun with other settings \(the model's tokenizer\.json\); give the same"):
-        generate("own", "self.jsonl", samples=4, settings=SMALL, **EXACT)
+        generate("own", "self.jsonl", samples=3, settings=SMALL, **EXACT)
 
 
 def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
-    generate("llama", "grown/self.jsonl", samples=4, settings=SMALL, **EXACT)
+    generate("llama", "grown/self.jsonl", samples=3, settings=SMALL, **EXACT)
     with pytest.raises(KeyboardInterrupt), stopped(1):
         generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, **EXACT)
     assert len(files(here / "grown")) == 4, "the ledger of rounds is there again"
@@ -181,7 +182,7 @@ def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
 def test_a_copy_by_hard_links_grows_by_itself(interrupted: bool, here: Path) -> None:
     """As `cp -al` makes one in a moment; of files that are whole, and of others."""
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
-    generate("llama", "begun/self.jsonl", samples=4, settings=SMALL, **EXACT)
+    generate("llama", "begun/self.jsonl", samples=3, settings=SMALL, **EXACT)
     if interrupted:
         with pytest.raises(KeyboardInterrupt), stopped(1):
             generate("llama", "begun/self.jsonl", samples=9, settings=SMALL, **EXACT)
@@ -347,3 +348,17 @@ def test_settings_have_a_key_of_their_own() -> None:
     one, other = generation({"length": 64}), generation({"length": 65})
     assert one.key("model") == generation({"length": 64, "seed": None}).key("model")
     assert len({one.key("model"), other.key("model"), one.key("another")}) == 3
+
+
+def test_rounds_that_keep_nothing_end_it_only_in_a_row(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other round here keeps nothing."""
+    judged, plain = list[rounds.Draft](), rounds.judge
+
+    def every_other(draft: rounds.Draft, filters: Any, wanted: int) -> rounds.Round:
+        judged.append(draft)
+        return plain(draft, filters, 1) if len(judged) % 2 else rounds.Round()
+
+    monkeypatch.setattr(module, "_HOPELESS", 2)
+    monkeypatch.setattr(module, "judge", every_other)
+    manifest = generate("llama", here / "self.jsonl", samples=3, settings=SMALL, **EXACT)
+    assert (manifest["texts"], manifest["rounds"]) == (3, 5)

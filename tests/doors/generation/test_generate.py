@@ -162,15 +162,15 @@ def test_a_file_that_is_asked_for_more_ends_as_one_that_was_at_once(steps: tuple
 
 def test_a_file_is_not_gone_on_with_by_another_tokenizer(here: Path) -> None:
     tokenizer = shutil.copytree("llama", here / "own") / "tokenizer.json"
-    generate("own", "self.jsonl", samples=3, settings=SMALL, **EXACT)
+    generate("own", "self.jsonl", samples=4, settings=SMALL, **EXACT)
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(InputError, match=r"begun with other settings \(the model's tokenizer\.json\); give the same"):
-        generate("own", "self.jsonl", samples=3, settings=SMALL, **EXACT)
+        generate("own", "self.jsonl", samples=4, settings=SMALL, **EXACT)
 
 
 def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
-    generate("llama", "grown/self.jsonl", samples=3, settings=SMALL, **EXACT)
+    generate("llama", "grown/self.jsonl", samples=4, settings=SMALL, **EXACT)
     with pytest.raises(KeyboardInterrupt), stopped(1):
         generate("llama", "grown/self.jsonl", samples=9, settings=SMALL, **EXACT)
     assert len(files(here / "grown")) == 4, "the ledger of rounds is there again"
@@ -182,7 +182,7 @@ def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
 def test_a_copy_by_hard_links_grows_by_itself(interrupted: bool, here: Path) -> None:
     """As `cp -al` makes one in a moment; of files that are whole, and of others."""
     generate("llama", "whole/self.jsonl", samples=9, settings=SMALL, **EXACT)
-    generate("llama", "begun/self.jsonl", samples=3, settings=SMALL, **EXACT)
+    generate("llama", "begun/self.jsonl", samples=4, settings=SMALL, **EXACT)
     if interrupted:
         with pytest.raises(KeyboardInterrupt), stopped(1):
             generate("llama", "begun/self.jsonl", samples=9, settings=SMALL, **EXACT)

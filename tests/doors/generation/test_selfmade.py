@@ -115,6 +115,16 @@ def test_texts_are_written_once_and_kept_by_all_that_decides_them(
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert cli("prune", "other/llama", "--out", "four", *OWN).code == 0
     assert len(list((here.parent / "cache" / "self-generated").iterdir())) == 3
+    assert cli("prune", "llama", "--out", "five", *OWN, "--set", "precision=bfloat16").code == 0
+    manifests = (here.parent / "cache" / "self-generated").glob("*/all.manifest.json")
+    written = [json.loads(file.read_text(encoding="utf-8"))["made_by"]["precision"] for file in manifests]
+    assert sorted(written) == ["bfloat16", *["float32"] * 3]
+
+
+def test_texts_are_held_out_beside_those_asked_for_unless_a_source_is_named_for_that() -> None:
+    assert selfmade.texts_of(resolve_recipe("model", {"self_generate": 9})) == 9 + 2
+    assert selfmade.texts_of(resolve_recipe("model", {"self_generate": 9, "heldout": "manual"})) == 9
+    assert selfmade.texts_of(resolve_recipe("model")) == 0
 
 
 def test_more_texts_go_on_from_fewer_and_fewer_are_the_first(

@@ -26,6 +26,7 @@ from reprune.errors import InputError, NumericalError
 from reprune.model.block import Block
 from reprune.model.decoder import Decoder
 from reprune.planning.layers import resolve_recipe
+from reprune.planning.overlap import sketch
 from reprune.planning.recipe import StreamsRecipe
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
@@ -328,3 +329,21 @@ def test_what_was_measured_before_something_failed_is_printed_too(
     said = cli("evaluate", str(dense), *flags, "--json")
     assert (said.code, said.err.splitlines()[-1]) == (1, "error: a model's outputs are not finite")
     assert list(json.loads(said.out)) == ["perplexity"]
+
+
+def test_tokens_without_a_row_in_the_embedding_are_refused(here: Path) -> None:
+    model, config = tiny.save("llama", here / "model"), tiny.CONFIGS["llama"]()
+    config.vocab_size = 100
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    with pytest.raises(
+        InputError, match=r"model: its tokenizer yields the id \d+, but its embedding has only 100 rows"
+    ):
+        errors_against("model", "model", "text.txt", seqlen=16, max_windows=3, **EXACT)
+
+
+def test_what_the_sparse_model_was_calibrated_on_is_looked_for_in_the_text(here: Path) -> None:
+    sparse, ids = sparse_twin("llama", here / "sparse"), windows((here / "text.txt").read_text(), 32, 5)
+    (sparse / "reprune.json").write_text(json.dumps({"sketch": sketch(ids[:, 1:])}))
+    for model, dense, share in ((sparse, "llama", 1.0), ("llama", sparse, None)):
+        found = errors_against(model, dense, "text.txt", seqlen=32, max_windows=5, **EXACT)
+        assert found.calibration_overlap == share

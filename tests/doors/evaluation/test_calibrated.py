@@ -10,8 +10,11 @@ import torch
 
 from reprune.doors.evaluation import calibrated
 from reprune.doors.evaluation.calibrated import calibrated_on
-from reprune.doors.evaluation.protocols import CutText
+from reprune.doors.evaluation.protocols import Cut, CutText, cut_text
+from reprune.planning.documents import Documents
 from reprune.planning.overlap import sketch
+from reprune.planning.tokens import encode
+from tests import tiny
 
 
 def _cut(ids: torch.Tensor, beginning: int = 0) -> CutText:
@@ -25,6 +28,15 @@ def test_windows_go_on_where_the_ones_before_end_whatever_begins_each(tmp_path: 
     begun = torch.cat([torch.full((40, 2), 7), running.view(40, 10)], 1)  # two tokens that are not the text's
     assert calibrated_on(tmp_path, _cut(begun, beginning=2), told.append) == 1.0
     assert ["a.txt holds 100% of what this model was calibrated on" in one for one in told] == [True]
+
+
+@pytest.mark.parametrize(("protocol", "begun"), [("wanda", []), ("published", [1])])
+def test_a_texts_own_tokens_run_on_from_window_to_window(protocol: str, begun: list[int], llama: Path) -> None:
+    """With one BOS before the whole text, a window's first token is the text's own."""
+    documents = Documents("given", (tiny.LICENCE,))
+    cut = cut_text(llama, documents, Cut.of(protocol, None, None))
+    tokens = encode(tiny.tokenizer(), tiny.LICENCE).tolist()
+    assert cut.running[0].tolist() == [*begun, *tokens][: cut.running.numel()]
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.0, False), (0.019, False), (0.02, True), (0.4, True)])

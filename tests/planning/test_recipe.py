@@ -246,6 +246,8 @@ def test_a_recipe_builds_what_it_names() -> None:
     assert adam == Adam(epochs=3, lr=0.1, batch_size=2, betas=(0.5, 0.6), guard=False)
     small = resolve_recipe("model", {"solver": solver | {"micro_batch_size": 1, "rank": 4}}).solver
     assert small.build(guard=False) == replace(adam, micro_batch_size=1, rank=4)
+    compact = resolve_recipe("model", {"solver": solver | {"compact": True}}).solver
+    assert compact.build(guard=False) == replace(adam, compact=True)
     assert (small.samples_at_a_time, SolverRecipe(batch_size=3).samples_at_a_time) == (1, 3)
     assert isinstance(resolve_recipe("model", {"reconstruct": "LR"}).solver.build(guard=True), NoSolver)
     assert resolve_recipe("model").solver.build_least_squares() is None

@@ -65,6 +65,11 @@ def test_verify_passes_a_result_computed_in_half_precision(precision: str, cli: 
     assert cli("verify", "out").code == 0
 
 
+def test_a_matrix_is_held_to_its_own_pattern(cli: Cli) -> None:
+    _pruned(cli, "llama", "--sparsity", "2:4", "--set", 'sparsity_by_name={"down_proj": "0.5"}', "--reconstruct", "LR")
+    assert reprune.verify("out").passed
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")])
 def test_a_lack_of_memory_fails_no_result(
     error: Exception, out: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

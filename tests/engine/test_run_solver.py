@@ -163,9 +163,20 @@ def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-def test_micro_batches_end_at_the_same_weights(llama: Path, micro: int, tmp_path: Path) -> None:
+def test_micro_batches_end_at_the_same_weights(
+    llama: Path, micro: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more samples than one holds pass through a block at a time, whatever for."""
     prune(llama, tmp_path / "whole", reconstruct="BR+GP", pruner="magnitude")
+    run, sizes = Frontier.run, set[int]()
+
+    def noted(self: Frontier, blocks: Any, states: torch.Tensor, samples: Any, *how: Any) -> torch.Tensor:
+        sizes.add(len(states))
+        return run(self, blocks, states, samples, *how)
+
+    monkeypatch.setattr(Frontier, "run", noted)
     prune(llama, tmp_path / "parts", f"solver.micro_batch_size={micro}", reconstruct="BR+GP", pruner="magnitude")
+    assert max(sizes) == micro
     one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)

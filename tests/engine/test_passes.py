@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.engine import allocate
 from reprune.engine.compare import compare
@@ -19,6 +18,7 @@ from reprune.model.block import Block, Precision
 from reprune.model.decoder import Decoder
 from reprune.model.streams import Stream, StreamStore
 from tests import tiny
+from tests.casts import Casts
 from tests.engine.quick import QUICK, prune
 
 CALIBRATION, HELDOUT, EPOCHS = QUICK["samples"], 1, QUICK["epochs"]
@@ -164,19 +164,6 @@ def test_streams_are_freed_as_windows_go_on(llama: Path, tmp_path: Path, monkeyp
     assert max(left) <= 5, "the student's, the dense model's before, between and after two blocks, one for statistics"
 
 
-class _Casts(TorchDispatchMode):
-    """Counts how often weights are cast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        self.count += func is torch.ops.aten._to_copy.default and isinstance(args[0], nn.Parameter)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize(
     ("place", "name", "setting"),
     [
@@ -189,11 +176,11 @@ def test_weights_are_cast_as_often_for_many_batches_as_for_one(
     place: Any, name: str, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, passing = tiny.save("mixtral", tmp_path / "model"), getattr(place, name)
-    found: dict[int, _Casts] = {}
+    found: dict[int, Casts] = {}
     for batch in (2, 8):
-        found[batch] = _Casts()
+        found[batch] = Casts(lambda one: isinstance(one, nn.Parameter))
 
-        def counted(*args: Any, casts: _Casts = found[batch]) -> Any:
+        def counted(*args: Any, casts: Casts = found[batch]) -> Any:
             with casts:
                 return passing(*args)
 
@@ -206,7 +193,7 @@ def test_weights_are_cast_as_often_for_many_batches_as_for_one(
 def test_weights_are_cast_once_for_all_batches_of_a_comparison(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, found = Block.run, _Casts()
+    run, found = Block.run, Casts(lambda one: isinstance(one, nn.Parameter))
 
     def counted(*args: Any) -> torch.Tensor:
         with found:

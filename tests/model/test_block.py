@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reprune.errors import HalfPrecisionError, UnsupportedModelError
 from reprune.model.block import Block, Call, LinearGroup, Precision, many_passes
 from reprune.model.linears import Stack
+
+from ..casts import Casts
 
 _CPU = torch.device("cpu")
 _FIRST = Call((None,), {}, 0)
@@ -257,22 +258,9 @@ def test_a_block_is_routed_where_tokens_pass_through_some_of_a_stacks_matrices(p
     assert Block(0, Gated(), _CPU, Precision(), [stack]).routed is routed
 
 
-class _Casts(TorchDispatchMode):
-    """Counts how often a weight matrix is cast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        self.count += func is torch.ops.aten._to_copy.default and args[0].shape == (4, 4)
-        return func(*args, **(kwargs or {}))
-
-
 def _passed(block: Block) -> tuple[list[Tensor], int]:
     """The outputs of three passes, and how many weights they cast."""
-    with _Casts() as casts:
+    with Casts(lambda one: one.shape == (4, 4)) as casts:
         return [block.run(_states() + number, _FIRST) for number in range(3)], casts.count
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch.distributed as dist
 
 from reprune.math import ranks as module
 from reprune.math.heartbeat import Heartbeat
-from reprune.math.ranks import Together
+from reprune.math.ranks import Together, Traffic
 
 
 @pytest.fixture
@@ -69,15 +70,25 @@ def test_it_leaves_others_that_are_gone_and_gives_no_more_signs_of_life(monkeypa
     assert ranks._heart._over.is_set()
 
 
-@pytest.mark.parametrize(("nccl", "failed", "leaves"), [(False, True, True), (True, False, True), (True, True, False)])
+@pytest.mark.parametrize(
+    ("nccl", "on_gpu", "failed", "leaves"),
+    [
+        (False, True, True, True),
+        (True, True, False, True),
+        (True, False, True, True),  # an error before anything was sent, such as a wrong flag
+        (True, True, True, False),
+    ],
+)
 def test_by_nccl_a_process_that_failed_ends_without_waiting_until_the_others_leave(
-    nccl: bool, failed: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
+    nccl: bool, on_gpu: bool, failed: bool, leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for its part of a sum until they give it up, and its message is printed after this."""
     left: list[int] = []
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(1))
     ranks = _rank(0, 2, dist.HashStore())
-    ranks._by_nccl = nccl
+    ranks._by_nccl, ranks.traffic = nccl, Traffic()
+    sent: Any = SimpleNamespace(is_cuda=on_gpu)
+    ranks._begin(lambda _, async_op: SimpleNamespace(wait=print), sent, 0)
     ranks._heart.begin()
     ranks.close(failed)
     assert (bool(left), ranks._heart._over.is_set()) == (leaves, True)

@@ -60,11 +60,11 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Callable[[Together, int], None]:
         if ranks.number == source:
             sent.clear()
 
-    def broadcast(raw: Tensor, source: int, async_op: bool) -> Any:
-        assert raw.numel() and source == now[1]
+    def broadcast(raw: Tensor, src: int, async_op: bool) -> Any:
+        assert raw.numel() and src == now[1]
 
         def wait() -> None:
-            if now[0] == source:
+            if now[0] == src:
                 sent.append(raw.clone())
             else:
                 assert raw.shape == sent[taken[0]].shape, "or both wait for the other for ever"
@@ -164,7 +164,7 @@ def test_a_rank_that_is_lost_in_a_sum_or_a_copy_is_an_error(monkeypatch: pytest.
     def lost() -> None:
         raise RuntimeError("timed out")
 
-    def begin(*_: Any, async_op: bool = False) -> Any:
+    def begin(*_: Any, async_op: bool = False, **__: Any) -> Any:
         return SimpleNamespace(wait=lost) if async_op else None
 
     for name in ("all_reduce", "broadcast"):

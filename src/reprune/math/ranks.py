@@ -172,6 +172,7 @@ class Together(Ranks):
     """A run of several processes, started by a launcher such as torchrun."""
 
     _by_nccl = False
+    _sent_by_nccl = False  # whether anything was
 
     def __init__(self, timeout: float) -> None:
         """Join the other processes by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment.
@@ -219,13 +220,14 @@ class Together(Ranks):
     def close(self, failed: bool = False) -> None:
         """Leave the process group, even if other processes are lost.
 
-        NCCL lets a process leave when all of them have nothing more to do, so one that has `failed` ends without that.
+        Once it was used, NCCL lets a process leave when all have nothing more to do, so one that has `failed` ends
+        without that.
         """
         self._heart.end()
         # Gloo's threads need Python's lock to release tensors. PyTorch 2.6 holds that lock while it waits for these
         # threads to end, a deadlock. So they get time to release their tensors first.
         time.sleep(_LETTING_GO)
-        if failed and self._by_nccl:
+        if failed and self._sent_by_nccl:
             return
         with suppress(RuntimeError):
             dist.destroy_process_group()
@@ -263,7 +265,7 @@ class Together(Ranks):
     def _begin_sum(self, tensor: Tensor) -> Callable[[], Any]:
         """Begin to sum a tensor; returns what waits for the sum."""
         # In a ring, each rank sends (count - 1) / count of the tensor twice.
-        return self._begin(2 * tensor.nbytes * (self.count - 1) // self.count, partial(dist.all_reduce, tensor))
+        return self._begin(dist.all_reduce, tensor, 2 * tensor.nbytes * (self.count - 1) // self.count)
 
     def add(self, values: Sequence[float]) -> list[float]:
         sums = torch.tensor(list(values), dtype=torch.float64)
@@ -277,7 +279,7 @@ class Together(Ranks):
                 continue
             sent = whole.nbytes if self.number == source else 0
             raw = whole.view(-1).view(torch.uint8)
-            self._exchange(0, self._begin(sent, partial(dist.broadcast, raw, source)))
+            self._exchange(0, self._begin(partial(dist.broadcast, src=source), raw, sent))
             if whole is not tensor:
                 tensor.copy_(whole)
 
@@ -331,12 +333,13 @@ class Together(Ranks):
         asking.join(_HEARING)
         return found == [1] if found else self.number <= 1
 
-    def _begin(self, sent: int, begin: Callable[..., Any]) -> Callable[[], Any]:
-        """Begin a sum or a copy; returns what waits for it.
+    def _begin(self, begin: Callable[..., Any], tensor: Tensor, sent: int) -> Callable[[], Any]:
+        """Begin a sum or a copy, for which this rank sends that many bytes; returns what waits for it.
 
         Newer releases of PyTorch do not wait for NCCL by themselves, and a rank is only found to be lost by waiting.
         """
-        wait: Callable[[], Any] = self._exchange(sent, lambda: begin(async_op=True)).wait
+        self._sent_by_nccl |= self._by_nccl and tensor.is_cuda
+        wait: Callable[[], Any] = self._exchange(sent, lambda: begin(tensor, async_op=True)).wait
         return wait
 
     def _exchange(self, sent: int, work: Callable[[], Any]) -> Any:

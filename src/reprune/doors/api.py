@@ -101,7 +101,7 @@ def prune(
 
     Raises:
         InputError: an argument cannot be used; nothing has been written, unless this shows only during the run, as of
-            experts that no token reaches.
+            a block whose experts are all reached by no token.
         NumericalError: a computation gave unusable numbers; `resume` goes on from the last finished window.
         ChangedError: a file of the model was changed during the run; `resume` goes on once the file is as it was.
     """

@@ -37,7 +37,7 @@ def write_tables(folder: Path, record: StudyRecord) -> None:
 
 
 def markdown(record: StudyRecord, figures: Sequence[str] = ()) -> str:
-    """The study as a page: its tables, after the paper's 1 to 4 and 7, and how the numbers were measured."""
+    """The study as a page: its tables, after the paper's, and how the numbers were measured."""
     study = Study.model_validate(record)
     parts = [f"# Study of {study.model.name}", _about(study)]
     columns = [*error_columns(study), *quality_columns(study), *cost_columns(study)]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from reprune.errors import InputError
 from reprune.model.bare import build_bare
+from reprune.model.checkpoint import Checkpoint
+from reprune.model.decoder import Decoder
+from reprune.model.locate import locate_model
 from reprune.model.snapshots import by_hand, called, hub_commit
 from tests import tiny
 
@@ -52,5 +58,41 @@ def test_the_configuration_of_a_hub_model_is_changed_in_a_copy(wrong: dict[str, 
     (folder / "config.json").write_text(json.dumps(config | wrong))
     with pytest.raises(InputError) as refused:
         build_bare(folder, trust_remote_code=False)
+    way = f"'hf download owner/tiny --revision {SHA} --local-dir FOLDER', {way} there, then give FOLDER."
+    assert str(refused.value).endswith(way)
+
+
+def _beside_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    locate_model(str(folder))
+
+
+def _in_two_files(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    shutil.copy(folder / "one.safetensors", folder / "two.safetensors")
+    Checkpoint(folder)
+
+
+def _under_two_names(folder: Path) -> None:
+    tensors, name = load_file(folder / "model.safetensors"), "layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[f"model.{name}"].clone()}, folder / "model.safetensors", {"format": "pt"})
+    Decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("use", "way"),
+    [
+        (_beside_an_adapter, "remove the files of the adapter"),
+        (_in_two_files, "remove the file that does not belong to this model"),
+        (_under_two_names, "remove the one that does not belong to this model from its files"),
+    ],
+)
+def test_what_does_not_belong_to_a_hub_model_is_removed_in_a_copy(
+    use: Callable[[Path], None], way: str, tmp_path: Path
+) -> None:
+    """A file that is removed from the cache is downloaded again."""
+    folder = tiny.save("llama", tmp_path / "models--owner--tiny" / "snapshots" / SHA)
+    with pytest.raises(InputError) as refused:
+        use(folder)
     way = f"'hf download owner/tiny --revision {SHA} --local-dir FOLDER', {way} there, then give FOLDER."
     assert str(refused.value).endswith(way)

@@ -24,7 +24,7 @@ from reprune.files.durable import sha256
 from reprune.files.readable import check_readable, is_file_there, is_there
 from reprune.files.unchanged import Unchanged
 from reprune.files.wellformed import read_json
-from reprune.model.snapshots import called
+from reprune.model.snapshots import by_hand, called
 from reprune.model.undownloaded import Listed, Undownloaded
 
 DTYPES = {
@@ -116,7 +116,7 @@ class Checkpoint:
                 if name in found:
                     raise InputError(
                         f"{folder}: the tensor {name} is in both {found[name].file.name} and {file.name}; "
-                        "remove the file that does not belong to this model."
+                        f"{by_hand(folder, 'remove the file that does not belong to this model')}."
                     )
                 found[name] = entry
         self.entries: Mapping[str, TensorEntry] = dict(sorted(found.items()))

@@ -24,6 +24,7 @@ from reprune.model.outside import Outside
 from reprune.model.passing import Passing, Room, in_memory
 from reprune.model.predictor import Predictor, check_predicts
 from reprune.model.skeleton import Skeleton
+from reprune.model.snapshots import by_hand
 from reprune.model.undownloaded import Undownloaded
 from reprune.model.unread import closest, way_out
 from reprune.model.weightless import Weightless
@@ -103,8 +104,8 @@ class Decoder:
             if conversion.rule is None and len(conversion.stored) > 1:
                 one, other, *_ = conversion.stored
                 raise InputError(
-                    f"{self.folder}: the tensors {one} and {other} are both {path + name}; remove the one that does "
-                    "not belong to this model from its files."
+                    f"{self.folder}: the tensors {one} and {other} are both {path + name}; "
+                    f"{by_hand(self.folder, 'remove the one that does not belong to this model from its files')}."
                 )
             found[id(conversion)] = conversion
             self._layout.check(path + name, tensor)

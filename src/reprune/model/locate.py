@@ -24,7 +24,7 @@ from reprune.model.checkpoint import TOKENIZER, are_named, weight_files
 from reprune.model.gguf import convert_gguf, is_whole
 from reprune.model.hub import late_bars, not_fetched
 from reprune.model.instead import parts_of_training, pickled, without_config
-from reprune.model.snapshots import hub_commit
+from reprune.model.snapshots import by_hand, hub_commit
 from reprune.model.undownloaded import Undownloaded
 
 _LICENCES = ("license", "licence", "notice", "copying", "use_policy", "terms")
@@ -206,7 +206,7 @@ def _check_folder(
         if weights != "unneeded" and own and adapter:
             raise InputError(
                 f"{name}: holds a PEFT adapter beside its weights (adapter_config.json); give the model with the "
-                "adapter merged in (merge_and_unload), or remove the adapter's files from the folder."
+                f"adapter merged in (merge_and_unload), or {by_hand(folder, 'remove the files of the adapter')}."
             )
         if own or weights == "unneeded":
             return

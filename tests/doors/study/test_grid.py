@@ -65,6 +65,7 @@ def test_a_package_whose_pruner_differs_only_in_capitals_does_not_replace_one_of
 ) -> None:
     install(write_pruner(tmp_path / "brought", "", Wanda="Mine"), monkeypatch)
     assert Grid.of([*PRUNERS, "Wanda"], ["LR"], ["all"], [0]).pruners == (*PRUNERS, "Wanda")
+    assert Grid.of(["WANDA"], ["LR"], ["all"], [0]).pruners == ("wanda",)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Grid:
 
 def _known(flag: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """The values, each once, in their proper spelling; raises `InputError` for an unknown one."""
-    by_name = {name.lower(): name for name in known}
+    by_name = {name.lower(): name for name in reversed(known)}  # the first of those that differ only in capitals
     for value in given:
         if value.lower() not in by_name:
             if flag == "--pruners":

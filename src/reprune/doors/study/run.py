@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import mean
 from typing import Any, final
 
@@ -170,17 +171,18 @@ def study(
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(OnRay(ray, folder.apart, watcher))
 
-        def ready() -> Begun:
+        def ready(watcher: StudyWatcher) -> Begun:
             begun = begin(model, recipes, measures, folder, watcher)
             if cluster is not None:
                 cluster.check(_needs(begun, ray_cpus), grid.pruners)
             return begun
 
-        begun = None if folder.path.exists() else ready()  # so that a refused study leaves no folder
+        begun = None if folder.path.exists() else ready(watcher)  # so that a refused study leaves no folder
         stack.enter_context(folder.held())
         if begun is None or folder.exists:
-            begun = ready()
-        return _Study(begun, folder, keep_models, watcher).run(str(grid), cluster, ready)
+            begun = ready(watcher)
+        again = partial(ready, StudyWatcher())  # which tells nothing twice
+        return _Study(begun, folder, keep_models, watcher).run(str(grid), cluster, again)
 
 
 def _needs(begun: Begun, cpus: int | None) -> dict[str, Needs]:

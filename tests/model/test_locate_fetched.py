@@ -79,6 +79,24 @@ def test_weights_are_fetched_only_where_they_are_needed_and_not_here(
     assert listed == [f"owner/tiny@{SHA}"]
 
 
+def test_neither_pickles_nor_second_copies_are_downloaded(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "generation_config.json", "merges.txt"]
+    wanted += ["tokenizer.model", "chat_template.jinja", "modeling_own.py", "additional_chat_templates/tools.jinja"]
+    wanted += ["LICENSE", "LICENSE-MODEL", "Notice.txt", "COPYING", "USE_POLICY.md"]
+    wanted += ["qwen.tiktoken", "a.spm", "bpe.codes", "prophetnet.tokenizer"]
+    others = ["pytorch_model.bin", "pytorch_model.bin.index.json.pkl", "model.gguf", "consolidated.safetensors"]
+    others += ["model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", "onnx/model.safetensors", "a.pth"]
+    others += ["license.bin", "LICENSE.pkl", "README.md"]
+    (tmp_path / SHA).mkdir()
+    (tmp_path / SHA / "config.json").write_text(json.dumps(LLAMA))
+    found = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in wanted + others])
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda _, model, revision: found)
+    locate_model("owner/tiny")
+    assert set().union(*(_fetched(wanted + others, one) for one in asked)) == {*wanted}
+
+
 @pytest.mark.parametrize(
     ("here", "there", "fetched"),
     [

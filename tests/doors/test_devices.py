@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import reprune
 from reprune.doors import devices
 from reprune.doors.study.watcher import StudyWatcher
+from reprune.engine.watcher import Watcher
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.model.block import Precision
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli
-from tests.doors.study.runs import SETTINGS, quicken
+from tests.doors.study.runs import MEASURES, SETTINGS, quicken
 from tests.engine.quick import tensors
 
 
@@ -62,6 +64,34 @@ def test_a_study_goes_on_in_float32_and_so_does_the_same_command_later(
         reprune.study("dbrx", "s", **{**options, "settings": ["precision=bfloat16"]})
     with pytest.raises(HalfPrecisionError):
         reprune.study("dbrx", "other", **{**options, "settings": ["precision=bfloat16"]})
+
+
+def test_a_plan_and_a_study_go_on_where_only_predictions_cannot_be_computed(
+    here: Path, dbrx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that adds its logits up in the dtype of the states; a plan with distillation computes some."""
+    forward, told = LlamaForCausalLM.forward, list[str]()
+
+    def added(self: LlamaForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        found = forward(self, *args, **kwargs)
+        rows = torch.arange(len(found.logits), device=found.logits.device)
+        found.logits = found.logits.float().zero_().index_add(0, rows, found.logits)
+        return found
+
+    quicken(monkeypatch)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", added)
+    watcher, studied = Watcher(), StudyWatcher()
+    for one in (watcher, studied):
+        monkeypatch.setattr(one, "note", told.append)
+    options = {**SETTINGS, "texts": ["text.txt"], "settings": ["distill=1"]}
+    run = {name: value for name, value in options.items() if name not in MEASURES}
+    assert reprune.plan("llama", watcher=watcher, **run).recipe.precision == "float32"
+    record = reprune.study("llama", "s", pruners=["magnitude"], rungs=["LR"], watcher=studied, **options)
+    assert (record["settings"]["precision"], record["cells"][0]["status"]) == ("float32", "done")
+    assert sum("float32 is used instead" in note for note in told) == 2
+    for more in ({"settings": ["distill=1", "precision=bfloat16"]}, {"ranks": 2}):  # as `prune` refuses both
+        with pytest.raises(HalfPrecisionError):
+            reprune.plan("llama", **{**run, **more})
 
 
 def test_it_does_so_in_an_empty_folder_that_out_is_a_link_to(here: Path, dbrx: Path) -> None:

@@ -38,7 +38,7 @@ from reprune.engine.peak_memory import resident_bytes
 from reprune.engine.speed import Speed, measure_speed
 from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
-from reprune.errors import InputError
+from reprune.errors import HalfPrecisionError, InputError
 from reprune.files.local import local_path
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
@@ -200,6 +200,18 @@ def plan_by_recipe(
     Raises:
         InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
     """
+    try:
+        return _plan(recipe, watcher, machine, crew, out, download)
+    except HalfPrecisionError as error:
+        if recipe.precision != "auto" or crew.count > 1:  # as in a run
+            raise
+        watcher.note(f"{error.reason}; float32 is used instead")
+    return _plan(recipe.model_copy(update={"precision": "float32"}), watcher, machine, crew, out, download)
+
+
+def _plan(
+    recipe: Recipe, watcher: Watcher, machine: Machine | None, crew: Crew, out: Path | None, download: bool
+) -> Plan:
     calibration, _ = count_samples(recipe)
     if calibration < crew.count:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 
 from reprune.engine.peak_memory import resident_bytes
 from reprune.model import full_speed as module
-from reprune.model.full_speed import fast_float32, full_speed, kept_heap, trim_heap
+from reprune.model.full_speed import fast_float32, full_speed, kept_heap, lasting, trim_heap
+from reprune.model.streams import Stream
 
 _AMD: dict[str, Any] = {"cpu_name": "AMD EPYC", "avx512_f": True, "amx_tile": False, "amx_bf16": False}
 _HAS_SWITCH = hasattr(torch.backends.mkldnn, "matmul")
@@ -167,3 +169,34 @@ def test_an_older_heap_keeps_what_it_can(most: int, wanted: dict[int, int], monk
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     with kept_heap():
         assert library.set == wanted
+
+
+@needs_heap
+def test_a_stream_takes_no_place_in_the_heap_that_the_next_pass_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heap would be larger by as much from then on, also when the stream is closed."""
+
+    def run() -> None:
+        held = [torch.ones(8 * _MIB, dtype=torch.uint8) for _ in range(8)]
+        assert len(held) == 8
+
+    monkeypatch.setattr(module, "_LARGE", 16 * _MIB)
+    states = torch.arange(48.0).view(-1, 1, 1).expand(-1, 1024, 256)
+    with kept_heap():
+        run()
+        before = resident_bytes()
+        stream = Stream(tuple(states.shape), None)
+        stream.write(slice(0, 48), states)
+        assert resident_bytes() - before > 40 * _MIB
+        run()
+        assert torch.equal(stream.read(slice(0, 48)), states)
+        stream.close()
+        assert resident_bytes() - before < 8 * _MIB
+
+
+def test_where_a_large_tensor_cannot_be_mapped_pytorch_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr(module, "_LARGE", 8)
+    monkeypatch.setattr(mmap, "mmap", full)
+    assert lasting((2, 3)).shape == (2, 3)

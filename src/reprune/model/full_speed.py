@@ -13,12 +13,15 @@ heap is kept. Without glibc this does nothing.
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`."""
@@ -98,6 +101,20 @@ def kept_heap() -> Iterator[None]:
     finally:
         _set(2 * _OF_GLIBC, _OF_GLIBC)
         trim_heap()
+
+
+def lasting(shape: tuple[int, ...]) -> Tensor:
+    """A float32 tensor on the CPU that is to outlive many passes; its values are not set yet.
+
+    If it is large it has its own mapping. glibc gives it one only if the heap has no free place of that size. After
+    some passes it has, and later ones, which would miss the place, would make the heap larger by as much.
+    """
+    size = 4 * math.prod(shape)
+    if size >= _LARGE:
+        with suppress(OSError):  # PyTorch reports a lack of memory better
+            mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            return torch.frombuffer(mapped, dtype=torch.float32).view(shape)
+    return torch.empty(shape)
 
 
 def trim_heap() -> None:

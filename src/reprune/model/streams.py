@@ -14,6 +14,8 @@ from typing import Self, TypeVar, final
 import torch
 from torch import Tensor
 
+from reprune.model.full_speed import lasting
+
 _CPU = torch.device("cpu")
 AHEAD = 2
 """How many reads of a stream may be queued on a GPU before this process waits: a step reads inputs and targets."""
@@ -36,7 +38,7 @@ class Stream:
         self.shape = shape
         self.bytes = stream_bytes(shape)
         self._file = file
-        self._at_hand = torch.empty(shape) if file is None else None
+        self._at_hand = lasting(shape) if file is None else None
 
     @property
     def _states(self) -> Tensor:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -232,13 +233,20 @@ def test_a_run_is_not_resumed_where_its_gpu_is_not(
     )
 
 
-@pytest.mark.parametrize("kind", [ZeroDivisionError, ImportError])
-def test_an_error_of_the_program_itself_is_not_hidden(kind: type[Exception], break_: Break, here: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a fault"), ImportError("a fault"), RuntimeError("CUDA error: uncorrectable ECC error")]
+)
+def test_an_error_of_the_program_or_of_a_gpu_is_not_hidden_and_tells_how_to_go_on(
+    error: Exception, break_: Break, cli: Cli
+) -> None:
     from reprune.doors.command.cli import main
 
-    break_(kind("a fault"), 0)
-    with pytest.raises(kind, match="a fault"):
+    break_(error, 1)
+    with pytest.raises(type(error), match=str(error)) as raised:
         main(["prune", "llama", "--out", "cut", *QUICK])
+    told = traceback.format_exception(raised.value)
+    assert told[-1] == "finished windows are kept, go on with: reprune resume cut\n"
+    assert cli("resume", "cut").code == 0
 
 
 def test_a_process_that_is_interrupted_from_outside(here: Path, cli: Cli) -> None:

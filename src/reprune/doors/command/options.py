@@ -119,8 +119,10 @@ def exit_codes(run: Path | None = None, way_on: Callable[[], str] | None = None)
         way = "; set TMPDIR to a folder that can be written to" if lacks_temporary_folder(error) else ""
         complain(f"error: {error.strerror or error}{place}{way}{hint()}")
         raise typer.Exit(1) from None
-    except (ImportError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if (said := out_of_memory(error)) is None:
+            if way := hint():
+                error.add_note(way.removeprefix("; "))  # the traceback ends with it
             raise
         complain(f"error: {said}{_LESS_MEMORY if run is not None else ''}{hint()}")
         raise typer.Exit(1) from None

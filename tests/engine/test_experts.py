@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PhimoeConfig
 
 import reprune
 from reprune.engine import group_statistics
+from reprune.engine.frontier import Frontier
 from reprune.errors import InputError
 from reprune.math.patterns import NM
 from reprune.model.decoder import Decoder
@@ -158,6 +159,13 @@ def test_where_experts_are_not_chosen_by_topk_each_model_chooses_its_own_and_not
     notes = [[note for window in record["windows"] for note in window["notes"]] for record in records]
     effect = "solver.routing teacher has no effect, as its experts are not chosen by topk"
     assert [note for note in notes[1] if note not in notes[0]] == [f"block {index}: {effect}" for index in range(3)]
+
+
+def test_where_nothing_is_fitted_the_dense_models_choices_of_experts_are_not_asked_for(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Frontier, "routes", None)
+    prune(mixtral, tmp_path / "out", "solver.routing=teacher", "teacher=global", reconstruct="LR")
 
 
 def test_a_local_teacher_has_no_routes_to_give(mixtral: Path, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_the_dense_models_choices_of_experts_take_a_pass_of_each_block_that_make
     work = replace(_work(), groups=[*[experts] * 3, *_work().groups[3:]])
     own, repeated = (_forecast("BR+GP", work, *more).seconds for more in ((), ("solver.routing=teacher",)))
     assert repeated - own == pytest.approx(3 * 32 * _ONE)
+    none, unused = (_forecast("LR", work, "teacher=global", *more) for more in ((), ("solver.routing=teacher",)))
+    assert none == unused, "where nothing is fitted, nothing repeats them"
 
 
 def test_steps_that_come_before_and_after_the_windows_hold_what_is_more() -> None:

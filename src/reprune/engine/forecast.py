@@ -147,7 +147,7 @@ class _Estimate:
         seconds = _WINDOW_SECONDS + self.samples * self.forward(window.fresh)  # the dense stream
         if self.recipe.teacher == "local":
             seconds += self.samples * self.forward(window.blocks)
-        if self.recipe.solver.routing == "teacher":  # the dense block's choices of experts are recorded
+        if self.recipe.solver.repeats_routes:  # the dense block's choices of experts are recorded
             routed = [index for index in window.fresh if any(group.expert for group in self.work.groups[index])]
             seconds += sum(self.calibration * self.forward([index]) for index in routed)
         for index in window.fresh:

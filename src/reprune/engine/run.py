@@ -180,7 +180,7 @@ class _Windows:
             return loaded[index] if index in loaded else self.decoder.load(index)
 
         with frontier.targets(window, dense, recipe.teacher, gathering) as targets, ExitStack() as streams:
-            said = self._route(blocks, fresh, dense) if recipe.solver.routing == "teacher" else []
+            said = self._route(blocks, fresh, dense) if recipe.solver.repeats_routes else []
 
             watcher.phase(window, "pruning")
             notes, entering = self.pruning.prune_(fresh, still_open, streams, watcher)

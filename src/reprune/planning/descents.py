@@ -125,6 +125,11 @@ class SolverRecipe(RecipePart):
         lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
         return self.model_copy(update={"loss": loss, "lr": lr})
 
+    @property
+    def repeats_routes(self) -> bool:
+        """Whether a fit repeats the dense model's choices of experts."""
+        return self.routing == "teacher" and self.name != "none"
+
     def build_least_squares(self) -> LeastSquares | None:
         return LeastSquares(self.ridge) if self.start == "least-squares" else None
 

@@ -221,6 +221,7 @@ def test_a_name_that_is_nothing_is_refused_with_the_nearest(name: str, message: 
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', r"line 2: expected one JSON object"),
         ("a.jsonl", b'{"text": "a"}\n"b"\n', r"line 2: expected a JSON object .* got str"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b \\ud83d"}\n', r"line 2: expected text in 'text', .* surrogate pair"),
+        ("a.jsonl", b'{"body": "a"}\n{"body": "b \\ud83d"}\n', r"line 2: expected text in 'body', .* surrogate pair"),
         ("a.json", b'[{"text": "a"},\n {"text": b}]', r"expected a JSON array .* line 2"),
         ("a.json", b'{"data": [{"text": "a"}]}', r"columns are: data"),
         ("a.json.gz", b"no gzip", r"expected a file that can be read"),

@@ -190,6 +190,8 @@ class RowFile(Source):
         if refused.__cause__ is not None:  # `datasets` takes the types of all columns from a file's first 10 MB
             with suppress(ValueError):  # an `InputError` is one too
                 return self._read_alone(rows, self.column or "text", generated)
+            if self.column is None:
+                refused = explain_json(self.path, called, None) or refused
         raise refused
 
     def _read_alone(self, rows: Rows, column: str, generated: bool) -> Documents:

@@ -131,10 +131,11 @@ def check_lines(path: Path, label: str) -> None:
         raise _empty(label)
 
 
-def explain_json(path: Path, label: str, column: str) -> InputError | None:
+def explain_json(path: Path, label: str, column: str | None) -> InputError | None:
     """The first thing wrong with a file of JSON Lines, or their texts, or of one JSON array; None if it is well formed.
 
-    It reads the whole file, so it is for files that a reader has already refused.
+    Texts are those of a column, or for None of all columns. It reads the whole file, so it is for files that a reader
+    has already refused.
     """
     with open_bytes(path, label) as file:
         first = file.read(1)
@@ -163,11 +164,12 @@ def explain_json(path: Path, label: str, column: str) -> InputError | None:
                     f'{place}: expected a JSON object such as {{"text": "..."}}, but got '
                     f"{type(value).__name__}; make every line an object"
                 )
-            if _HALF_A_PAIR.search(str(value.get(column))):
-                return InputError(
-                    f"{place}: expected text in {column!r}, but it has half of a surrogate pair; correct or remove the "
-                    "line"
-                )
+            for name, text in value.items():
+                if column in (None, name) and isinstance(text, str) and _HALF_A_PAIR.search(text):
+                    return InputError(
+                        f"{place}: expected text in {name!r}, but it has half of a surrogate pair; correct or remove "
+                        "the line"
+                    )
     return None
 
 

@@ -257,26 +257,11 @@ def _check_config(file: Path, name: str) -> list[str]:
 
 
 def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path, Undownloaded | None]:
-    import huggingface_hub
-
-    try:
-        folder = _fetch(model, revision, BESIDE)
-    except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
-        # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.
-        cached = getattr(error, "snapshot_path", None)
-        if cached is None and isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
-            # Some releases (2.1) query the Hub even for a commit that is in the cache, unless told not to.
-            with suppress(Exception):
-                fetch = huggingface_hub.snapshot_download
-                cached = fetch(model, revision=revision, allow_patterns=[*BESIDE], local_files_only=True)
-        if cached is None or (weights != "unneeded" and not is_whole(Path(cached))):
-            raise InputError(not_fetched(error, model, revision)) from None
-        folder = Path(cached)
+    folder = _beside_weights(model, revision, weights)
     left, missed = list[str](), None
-    if not (folder / "config.json").exists() or (
-        # Without a name for the weights, others that are only on the Hub may be read with those here or in their place.
-        weights != "unneeded" and not (_has_weights(folder) and are_named(folder))
-    ):
+    # Without a name for the weights, others that are only on the Hub may be read with those here or in their place.
+    settled = weights == "unneeded" or (_has_weights(folder) and are_named(folder))
+    if not (settled and (folder / "config.json").exists()):
         try:
             left = _left(folder, model, revision)
         except InputError as error:
@@ -298,8 +283,27 @@ def _from_hub(model: str, revision: str | None, weights: Weights) -> tuple[Path,
         return folder, Undownloaded(model, revision, folder.name, names)
     try:
         return _fetch(model, folder.name, [glob.escape(name) for name in sorted(names)]), None
-    except Exception as error:  # as above
+    except Exception as error:  # huggingface_hub's own errors, its HTTP client's, OSErrors
         raise InputError(not_fetched(error, model, revision)) from None
+
+
+def _beside_weights(model: str, revision: str | None, weights: Weights) -> Path:
+    """The folder of a Hub model's commit, with all files but the weights; offline, one that is whole in the cache."""
+    import huggingface_hub
+
+    try:
+        return _fetch(model, revision, BESIDE)
+    except Exception as error:  # as above
+        # Offline it refuses a cached model that lacks any file of the repository, even one that is not needed.
+        cached = getattr(error, "snapshot_path", None)
+        if cached is None and isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
+            # Some releases (2.1) query the Hub even for a commit that is in the cache, unless told not to.
+            with suppress(Exception):
+                fetch = huggingface_hub.snapshot_download
+                cached = fetch(model, revision=revision, allow_patterns=[*BESIDE], local_files_only=True)
+        if cached is None or (weights != "unneeded" and not is_whole(Path(cached))):
+            raise InputError(not_fetched(error, model, revision)) from None
+        return Path(cached)
 
 
 def _has_weights(folder: Path) -> bool:

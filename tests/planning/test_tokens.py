@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reprune.planning import tokens
 from reprune.planning.documents import Documents
-from reprune.planning.tokens import beginning, document_tokens, encode, pack
+from reprune.planning.tokens import beginning, encode, pack
 
 from .conftest import make_tokenizer
 
@@ -90,9 +90,7 @@ def test_no_more_is_tokenized_at_a_time_where_lines_are_long(
     documents = Documents("texts", (between.join(["the", "if", "statement"] * 99) + "\n",))
     whole = encode(with_bos, documents[0]).tolist()
     packed, _ = pack(with_bos, documents, [0], [0])
-    alone = document_tokens(with_bos, documents, 0, [0])
     assert max(sizes) <= 100
-    assert packed.tolist() == alone.tolist()
     assert with_bos.decode(packed.tolist()) == documents[0]
     assert packed.tolist() == whole if between else len(packed) < 1.1 * len(whole)
 
@@ -110,9 +108,9 @@ def test_generated_tokens_are_kept_as_they_are_without_their_prefix(
 ) -> None:
     a, c = str(with_bos.decode([9, 8])), str(with_bos.decode([7]))
     documents = Documents("texts", (a, "b", c), joiner="-", token_ids=([0, 9, 8], None, [7]))
-    assert document_tokens(with_bos, documents, 0, [0]).tolist() == [9, 8]
-    assert document_tokens(with_bos, documents, 0, []).tolist() == [0, 9, 8]
-    assert document_tokens(with_bos, documents, 1, [0]).tolist() == encode(with_bos, "b").tolist()
+    assert pack(with_bos, documents, [0], [0])[0].tolist() == [9, 8]
+    assert pack(with_bos, documents, [0], [])[0].tolist() == [0, 9, 8]
+    assert pack(with_bos, documents, [1], [0])[0].tolist() == encode(with_bos, "b").tolist()
     packed, _ = pack(with_bos, documents, range(3), [0])
     assert packed.tolist() == [9, 8, *encode(with_bos, "-b-").tolist(), 7]
 
@@ -128,7 +126,7 @@ def test_ids_that_a_tokenizer_does_not_know_are_left_aside(
 
     monkeypatch.setattr(type(with_bos), "decode", decode)
     documents = Documents("texts", ("the if",), token_ids=([999],))
-    assert document_tokens(with_bos, documents, 0, [0]).tolist() == encode(with_bos, "the if").tolist()
+    assert pack(with_bos, documents, [0], [0])[0].tolist() == encode(with_bos, "the if").tolist()
 
 
 def test_packing_stops_at_its_limit(with_bos: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from reprune.errors import InputError
 from reprune.planning.documents import Documents, label, said_unread, text_sha256
 from reprune.planning.shares import Role, Share, most, share_out
 from reprune.planning.sources import SourceSpec
-from reprune.planning.tokens import Tokens, beginning, document_tokens, encode, foreign_tokens, pack
+from reprune.planning.tokens import Tokens, beginning, encode, foreign_tokens, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -234,7 +234,7 @@ def _spans_of_documents(
                 return None
             looked_at += 1
             claimed.add(index)
-            tokens = document_tokens(tokenizer, documents, index, prefix)
+            tokens, _ = pack(tokenizer, documents, [index], prefix)
             if len(tokens) >= width:
                 start = int(generator.integers(len(tokens) - width + 1))
                 rows.append(tokens[start : start + width])

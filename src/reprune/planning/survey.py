@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from reprune.errors import InputError, RepruneError, UnsupportedModelError, short
+from reprune.model.block import LinearGroup
 from reprune.model.decoder import Decoder
-from reprune.model.linears import Stack, find_linears, find_routers, other_matrices
+from reprune.model.linears import Linear, Stack, find_linears, find_routers, other_matrices
 from reprune.planning.choice import Choice, fits, fits_place, of_all_experts
 from reprune.planning.schedule import ranges
 from reprune.planning.sparsities import Sparsities
@@ -117,48 +119,22 @@ def _survey_block(
     linears = find_linears(module, stacks)
     routers = find_routers(module, stacks)
     dense = choice.kept_dense(index, linears) - routers
-    for linear in linears:
-        if linear.name not in dense | routers:
-            called = linear.name if linear.stack is None else of_all_experts(linear.name)
-            try:
-                sparsities.of(index, linear.name).check(linear.shape[1], called)
-            except InputError as error:
-                refusals.append(str(error))
-    try:
-        found = decoder.weightless.groups(index)
-        groups, known = [group.names for group in found], True
-        experts = {name for group in found if group.expert for name in group.names}
-        stages = {name: group.stage for group in found if group.stage is not None for name in group.names}
-    except RepruneError:
-        raise
-    except Exception:  # not every kernel runs on the meta device; groups are then found when the block is loaded
-        groups, known, experts, stages = [(linear.name,) for linear in linears], False, set(), {}
+    refusals += _misfits(index, [linear for linear in linears if linear.name not in dense | routers], sparsities)
+    found = _groups(decoder, index)
+    groups = [(linear.name,) for linear in linears] if found is None else [group.names for group in found]
+    experts = {name for group in found or () if group.expert for name in group.names}
+    stages = {name: group.stage for group in found or () if group.stage is not None for name in group.names}
     others = {
         name: shape for name, shape in other_matrices(module, stacks).items() if not choice.leaves_dense(index, name)
     }
-    whole = sum(math.prod(linear.shape) for linear in linears) + sum(map(math.prod, others.values()))
-    refusals += [
-        f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned, and it is "
-        f"{math.prod(shape) / whole:.0%} of the block; leave it dense with --set 'exclude=[\"{name}\"]'"
-        for name, shape in others.items()
-        if math.prod(shape) > _LARGE * whole
-    ]
+    all_of = sum(math.prod(linear.shape) for linear in linears)
+    whole = all_of + sum(map(math.prod, others.values()))
+    refusals += _large_others(others, whole)
     running = {name for group in groups for name in group}
     idle = [linear for linear in linears if linear.name not in running | dense | routers]
     read = decoder.weightless.read(index) if idle else set()
-    all_idle, all_of = (sum(math.prod(linear.shape) for linear in some) for some in (idle, linears))
-    much = all_idle > _IDLE * all_of and index in decoder.skeleton.running
-    for linear in idle:
-        share, leave = math.prod(linear.shape) / whole, f"leave it dense with --set 'exclude=[\"{linear.name}\"]'"
-        if linear.name not in read:
-            if much:
-                refusals.append(f"the linear {linear.name} never runs; {leave}")
-        elif share > _LARGE or much:
-            part = f"it is {share:.0%}" if share > _LARGE else f"all that do not run are {all_idle / whole:.0%}"
-            refusals.append(
-                f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it is, so it "
-                f"cannot be pruned, and {part} of the block; {leave}"
-            )
+    most = _IDLE * all_of if index in decoder.skeleton.running else math.inf
+    refusals += _large_idle(idle, read, most, whole)
     left = (tuple(name for name in group if name not in dense | routers) for group in groups)
     return (
         BlockSurvey(
@@ -172,7 +148,57 @@ def _survey_block(
             experts={one.name: one.share for one in linears if one.name in experts and one.stack is not None},
             stages=stages,
             read=tuple(linear.name for linear in idle if linear.name in read),
-            groups_known=known,
+            groups_known=found is not None,
         ),
         refusals,
     )
+
+
+def _groups(decoder: Decoder, index: int) -> list[LinearGroup] | None:
+    """A block's groups; None if they are found when it is loaded, as not every kernel runs on the meta device."""
+    try:
+        return decoder.weightless.groups(index)
+    except RepruneError:
+        raise
+    except Exception:  # a module may raise anything
+        return None
+
+
+def _misfits(index: int, linears: Sequence[Linear], sparsities: Sparsities) -> Iterator[str]:
+    """Refusals of a block's linears that their pattern does not fit."""
+    for linear in linears:
+        called = linear.name if linear.stack is None else of_all_experts(linear.name)
+        try:
+            sparsities.of(index, linear.name).check(linear.shape[1], called)
+        except InputError as error:
+            yield str(error)
+
+
+def _large_others(others: Mapping[str, tuple[int, ...]], whole: int) -> Iterator[str]:
+    """Refusals of matrices that are no linears' weights but a large part of a block, which has `whole` weights."""
+    for name, shape in others.items():
+        if math.prod(shape) > _LARGE * whole:
+            yield (
+                f"the matrix {name} {list(shape)} is not the weight of a linear, so it cannot be pruned, and it is "
+                f"{math.prod(shape) / whole:.0%} of the block; leave it dense with --set 'exclude=[\"{name}\"]'"
+            )
+
+
+def _large_idle(idle: Sequence[Linear], read: Collection[str], most: float, whole: int) -> Iterator[str]:
+    """Refusals of linears that never run but are a large part of a block, which has `whole` weights.
+
+    Together they may have at most `most` weights; `read` names those whose weights are used.
+    """
+    all_idle = sum(math.prod(linear.shape) for linear in idle)
+    much = all_idle > most
+    for linear in idle:
+        share, leave = math.prod(linear.shape) / whole, f"leave it dense with --set 'exclude=[\"{linear.name}\"]'"
+        if linear.name not in read:
+            if much:
+                yield f"the linear {linear.name} never runs; {leave}"
+        elif share > _LARGE or much:
+            part = f"it is {share:.0%}" if share > _LARGE else f"all that do not run are {all_idle / whole:.0%}"
+            yield (
+                f"the weight of the linear {linear.name} is used, but inputs are not multiplied by it as it is, so it "
+                f"cannot be pruned, and {part} of the block; {leave}"
+            )

@@ -40,11 +40,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
     return np.asarray(_ids(tokenizer, text, special=False), dtype=np.int64)
 
 
-def document_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, index: int, prefix: list[int]) -> Tokens:
-    """The tokens of one document without the prefix, (tokens,) int64: those it was generated as, if any."""
-    return pack(tokenizer, documents, [index], prefix)[0]
-
-
 def foreign_tokens(tokenizer: PreTrainedTokenizerBase, documents: Documents, used: Iterable[int]) -> int:
     """How many of the documents come with tokens that are not this tokenizer's, so that their text is tokenized."""
     return sum(

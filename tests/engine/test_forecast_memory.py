@@ -131,6 +131,8 @@ def test_distillation_holds_the_head_and_some_logits() -> None:
         assert distilling_bytes(recipe, work) == expected
         many = distilling_bytes(recipe, replace(work, head=(10**6, _HIDDEN)))
         assert many == expected + 4 * (10**6 - words) * _HIDDEN - logits + 5 * 4 * LOGITS, "not of all tokens at once"
+        half = recipe.model_copy(update={"precision": "bfloat16"})
+        assert expected - distilling_bytes(half, work) == 2 * words * _HIDDEN, "the head is held as it is multiplied by"
 
 
 def test_gram_matrices_of_many_experts_are_held_in_parts() -> None:

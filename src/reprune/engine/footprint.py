@@ -135,6 +135,7 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     """The most that distillation holds at a time, not counting streams."""
     costs = work.blocks[len(work.blocks) - recipe.distill.blocks :]
     words, hidden = work.head
+    head = words * hidden * (2 if recipe.precision in ("bfloat16", "float16") else 4)  # in the products' dtype
     at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
     kept = _kept_bytes(recipe, costs)
     weights = 4 * sum(cost.parameters for cost in costs)
@@ -142,7 +143,7 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     tried = _gradients(recipe) * weights  # see `_tried`
     passing = max(max(at_a_time * kept, tried) + logits, _TEMPORARY * at_a_time * kept)
     sent = _sent_bytes(recipe, at_a_time * costs[0].states)
-    return int(_copies(recipe) * weights + 4 * words * hidden + passing + sent)
+    return int(_copies(recipe) * weights + head + passing + sent)
 
 
 def _sent_bytes(recipe: Recipe, states: int) -> int:

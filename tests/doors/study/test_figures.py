@@ -103,3 +103,19 @@ def test_cells_that_are_not_done_are_not_drawn(shown: Drawn, tmp_path: Path) -> 
     write_figures(tmp_path, studied(done(Cell("wanda", "LR", "mlp", 0), 1.0)), print)
     assert "Error by block, wanda, mlp only" in shown
     assert (tmp_path / "figures" / "blocks-heldout-wanda-mlp.svg").exists()
+
+
+def test_each_picture_is_of_the_cells_of_its_own_pruner_and_part(shown: Drawn, tmp_path: Path) -> None:
+    parts = {"all": "", "mlp": ", mlp only"}
+    places = [Cell(pruner, "LR", only, 0, own) for pruner in ("magnitude", "wanda") for only in parts for own in (0, 8)]
+    write_figures(tmp_path, studied(*(done(place, float(scale)) for scale, place in enumerate(places, 1))), print)
+    for scale, place in enumerate(places, 1):
+        family = f"{place.pruner}+8" if place.self_generate else place.pruner
+        (series,), _ = shown[f"Error by block, {family}{parts[place.only]}"]
+        assert series == {"LR": [pytest.approx(0.03 * scale), pytest.approx(0.3 * scale)]}
+    for first, said in ((1, ""), (3, ", mlp only")):
+        (series,), _ = shown[f"Perplexity a % b.txt, by self-generated samples{said}"]
+        assert series == {
+            f"{pruner} LR": [(0, 30.0 * (first + after)), (8, 30.0 * (first + 1 + after))]
+            for pruner, after in (("magnitude", 0), ("wanda", 4))
+        }

@@ -274,7 +274,8 @@ def test_the_three_forms_agree(record: StudyRecord, tmp_path: Path) -> None:
         assert (row["status"], row["error"]) == (cell["status"], cell["error"] or "")
         for key in ("seconds", "measuring_seconds", "zero_shot_mean"):
             assert row[key] == ("" if cell[key] is None else repr(cell[key]))
-        assert row["peak_memory_bytes:host"] == str((cell["peak_memory_bytes"] or {"host": ""})["host"])
+        for where in ("host", "device"):
+            assert row[f"peak_memory_bytes:{where}"] == str((cell["peak_memory_bytes"] or {}).get(where, ""))
     page = (tmp_path / "study.md").read_text()
     assert page == markdown(record)
     for row in table(page, "## Errors")[1:]:

@@ -27,6 +27,7 @@ from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.planning.recipe import Recipe
 from tests.doors.study.runs import SETTINGS, copy_of
+from tests.doors.study.test_going_on import Heard
 
 
 class _Ray:
@@ -39,6 +40,7 @@ class _Ray:
         self._nodes = nodes
         self._lost = lost
         self.begun: list[tuple[Any, ...]] = []
+        self.asked: list[Any] = []
         self.settings: list[dict[str, Any]] = []
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -49,7 +51,7 @@ class _Ray:
 
     def remote(self, *work: Any) -> Any:
         """Stands in for `ray.remote` of a function, and for `remote` of its arguments."""
-        self.begun += [work] if len(work) > 1 else []
+        (self.begun if len(work) > 1 else self.asked).append(work)
         return object() if len(work) > 1 else self
 
     def options(self, **settings: Any) -> Any:
@@ -171,10 +173,20 @@ def test_a_node_that_cannot_do_a_cell_as_here_is_refused(there: Mapping[str, str
     with pytest.raises(InputError, match=message):
         crew.check({"a": Needs(1, 0, 1)})
     crew.check({})  # no node has anything to do
+
     (asked,) = crew._ray.settings
     place = asked.pop("scheduling_strategy")
     assert (place.node_id, place.soft) == ("2" * 56, False), "of the nodes that live, the one with a core"
     assert asked == {"num_cpus": 0, "max_retries": 0}, "though its cores are busy"
+
+
+def test_a_node_that_lacks_the_package_of_a_pruner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "versions", lambda *pruners: {**versions(), **dict.fromkeys(pruners, "2.0")})
+    crew = object.__new__(OnRay)
+    crew._ray = _Ray({}, {"CPU": 1.0, "memory": 9.0})
+    with pytest.raises(InputError, match=r"--ray: node there has mine none \(here 2\.0\); install the same"):
+        crew.check({"a": Needs(1, 0, 1)}, ["mine"])
+    assert crew._ray.asked[-1] == ("mine",)
 
 
 _BENCH = Bench(Measures(("test.txt",), zero_shot_data=Path("rows")), "cpu", "float32", False)
@@ -277,17 +289,22 @@ def test_a_node_that_does_not_see_the_folder_says_so(here: Path) -> None:
     assert "does not see the study's folder" in outcome.error
 
 
-def test_a_cluster_is_asked_only_for_what_cells_that_are_not_done_need(
+def test_a_cluster_is_asked_only_for_what_cells_that_are_not_done_need_and_does_several_at_a_time(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = MagicMock(at_once=1)
+    crew = MagicMock(at_once=2)
     crew.__enter__.return_value = crew
-    crew.do.return_value = iter(())
+    crew.do.side_effect = lambda tasks: iter([(task, Outcome(error="lost")) for task in tasks])
     monkeypatch.setattr("reprune.doors.study.run.OnRay", lambda *_: crew)
     copy_of(whole, here)
-    study("llama", "s", pruners=["magnitude"], rungs=["LR", "BR+GP"], ray="", **SETTINGS)
-    ((wanted, _),) = (asked.args for asked in crew.check.call_args_list)
-    assert set(wanted) == {"magnitude-LR-seed0"}
+    heard, axes = Heard(), {"pruners": ["magnitude", "wanda"], "rungs": ["LR", "BR", "BR+GP"]}
+    study("llama", "s", **axes, ray="", **SETTINGS, watcher=heard)
+    ((wanted, pruners),) = (asked.args for asked in crew.check.call_args_list)
+    assert set(wanted) == {f"{pruner}-{rung}-seed0" for pruner in axes["pruners"] for rung in ("LR", "BR")}
+    assert pruners == ("magnitude", "wanda")
+    three, two, one, none = heard.left
+    assert (none, two) == (0, one)
+    assert three == pytest.approx(1.5 * (one or 0))
 
 
 def test_what_a_worker_left_of_a_cell_that_is_done_is_no_news(here: Path, whole: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -217,8 +219,9 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
     folder = copy_of(whole, here)
     record = read_study(folder)
     record["cells"][1]["status"] = "pending"
-    del record["cells"][1]["perplexity"]["manual"]
-    record["cells"][1]["seconds"] = record["cells"][1]["calibration_error"] = 99.0  # of the run that is gone
+    old = {"accuracy": 0.5, "standard_error": None, "examples": 1}  # what follows is of the run that is gone
+    record["cells"][1] |= dict.fromkeys(("seconds", "calibration_error", "measuring_seconds"), 1e9)
+    record["cells"][1] |= {"perplexity": {"test.txt": 99.0}, "zero_shot": {"rte": old}, "zero_shot_mean": 0.5}
     StudyFolder(folder).save(record)
     if left == "no ledger yet":
         shutil.rmtree(folder / "cells" / NAMES[1])
@@ -226,6 +229,7 @@ def test_a_run_that_cannot_be_gone_on_with_begins_anew(left: str, here: Path, wh
         (folder / "cells" / NAMES[1] / ".reprune" / "samples.safetensors").write_bytes(b"cut short")
     study("llama", "s", **SMALL, **SETTINGS)
     assert numbers(read_study(folder)) == numbers(read_study(whole))
+    assert cell(folder, NAMES[1])["measuring_seconds"] < 1e9
     assert {path.name for path in (folder / "cells" / NAMES[1]).iterdir()} == {"reprune.json", "recipe.yaml"}
 
 
@@ -369,17 +373,17 @@ def test_an_error_on_record_names_no_folder_of_this_machine(here: Path, monkeypa
 def test_a_full_disk_ends_the_study_and_room_lets_it_go_on(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*rest: Any, **more: Any) -> Any:
-        raise OSError(28, "No space left on device", "s/cells/model-00002")
-
-    with monkeypatch.context() as full:
-        full.setattr(study_cell, "prune_by_recipe", broken)
-        said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
-    assert said.code == 1
-    assert said.err.startswith("error: ")
-    assert "No space left on device" in said.err
-    assert said.err.endswith("; what is done is kept, the same command goes on from there\n")
-    assert said.err.count("\n") == 1
+    """Of the disk, or of a quota."""
+    for number in (errno.EDQUOT, errno.ENOSPC):
+        error = OSError(number, os.strerror(number), "s/cells/model-00002")
+        with monkeypatch.context() as full:
+            full.setattr(study_cell, "prune_by_recipe", Mock(side_effect=error))
+            said = cli("study", "llama", "--out", "s", *ONE, *STUDY)
+        assert said.code == 1
+        assert said.err.startswith("error: ")
+        assert os.strerror(number) in said.err
+        assert said.err.endswith("; what is done is kept, the same command goes on from there\n")
+        assert said.err.count("\n") == 1
     assert [each["status"] for each in read_study(here / "s")["cells"]] == ["pending"]
     assert cli("study", "llama", "--out", "s", *ONE, *STUDY).code == 0
 

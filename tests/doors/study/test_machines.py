@@ -11,13 +11,18 @@ from reprune.doors.records.study import Study
 from reprune.doors.report.study import study_page
 from reprune.doors.study.record import StudyFolder, read_study
 from reprune.doors.study.run import study
+from reprune.doors.study.watcher import StudyWatcher
 from tests.doors.study.runs import SETTINGS
 
 
 def test_a_cell_has_the_machine_that_pruned_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for threads, seeds in ((3, [0]), (5, [0, 1, 2])):
+    notes: list[str] = []
+    watcher = StudyWatcher()
+    watcher.note = notes.append  # type: ignore[method-assign]
+    for threads, seeds in ((3, [0]), (5, [1, 2])):
         monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-        record = study("llama", "s", pruners=["magnitude"], rungs=["LR"], seeds=seeds, **SETTINGS)
+        record = study("llama", "s", pruners=["magnitude"], rungs=["LR"], seeds=seeds, **SETTINGS, watcher=watcher)
+    assert "the study was begun on another machine (threads 3, now 5): do not compare times" in notes
     assert record["machine"]["threads"] == 3
     assert [cell["machine"]["threads"] for cell in record["cells"]] == [3, 5, 5]
     for cell in record["cells"]:

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from reprune.doors.command.arguments import separate_sources
 from reprune.doors.evaluation.against import errors_against
 from reprune.doors.evaluation.evaluate import evaluate
+from reprune.doors.formats import clock, percent
 from reprune.doors.records.study import Cell, CellBlock, Study
 from reprune.doors.study import cell as study_cell
 from reprune.doors.study import figures as study_figures
@@ -75,6 +77,18 @@ def test_a_study_prunes_and_measures_every_cell_of_its_grid(here: Path, cli: Cli
     assert "tables   s/study.md, s/study.csv, s/study.json\n" in said.out
 
     record = read_study(here / "s")
+    lines = re.findall(r"seed 0\n +([\d.]+ %) +([\d.]+ %) +([\d.]+ %) +([\d.]+) +(\S+(?: s)?) ", shown)
+    assert lines == [
+        (
+            *map(percent, (each["relative_calibration_error"], each["relative_heldout_error"])),
+            percent(each["test_error"]["test.txt"]["relative"]),
+            f"{each['perplexity']['test.txt']:.2f}",
+            clock(each["seconds"] + each["measuring_seconds"]),
+        )
+        for each in record["cells"]
+    ]
+    dense, *_ = re.findall(r"^dense +([\d.]+) +\S+(?: s)? *$", shown, re.MULTILINE)
+    assert dense == f"{record['dense']['perplexity']['test.txt']['perplexity']:.2f}"
     assert record.keys() == Study.model_fields.keys()
     assert (record["kind"], record["format"], record["model"]["name"]) == ("reprune study", 1, "llama")
     assert _HEX.fullmatch(record["model"]["fingerprint"])
@@ -177,6 +191,12 @@ def test_models_are_kept_on_demand_and_load(here: Path, cli: Cli) -> None:
     assert found.perplexity == cell(here / "s", "magnitude-LR-seed0")["perplexity"]["manual"]
     assert cli("study", "llama", "--out", "s", *flags[:-2]).code == 0
     assert list(kept.glob("*.safetensors")), "a study that goes on does not remove what was kept"
+    record = read_study(here / "s")
+    record["cells"][0]["status"] = "pending"
+    StudyFolder(here / "s").save(record)
+    (kept / ".reprune" / "streams").mkdir(parents=True)
+    assert cli("study", "llama", "--out", "s", *flags).code == 0
+    assert not (kept / ".reprune").exists(), "left where a run was killed while it removed it"
 
 
 def test_verbose_shows_every_window(here: Path, cli: Cli) -> None:
@@ -195,8 +215,9 @@ def test_the_dense_model_is_measured_once(here: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Bench, "perplexity", counted)
     for seeds in ([0], [0, 1]):
-        study("llama", "s", pruners=["magnitude"], rungs=["LR"], seeds=seeds, **SETTINGS)
-    assert measured.count("llama") == 2, "once on each of two texts"
+        twice = {**SETTINGS, "texts": [*SETTINGS["texts"], "manual"]}
+        study("llama", "s", pruners=["magnitude"], rungs=["LR"], seeds=seeds, **twice)
+    assert measured.count("llama") == 2, "once on each of two texts, though one is given twice"
     assert len(measured) == 2 + 2 * 2
 
 
@@ -232,7 +253,9 @@ def test_linears_are_left_dense_by_name_in_all_cells(here: Path, cli: Cli) -> No
     assert read_study(here / "s")["settings"]["exclude"] == ["up_proj", "down_proj"]
 
 
-def test_a_recipe_file_gives_what_is_common_and_the_values_of_axes_that_are_not_given(here: Path, cli: Cli) -> None:
+def test_a_recipe_file_gives_what_is_common_and_the_values_of_axes_that_are_not_given(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (here / "mine.yaml").write_text("{samples: 5, only: mlp, seed: 3, solver: {epochs: 1}}")
     flags = ["--recipe", "mine.yaml", *GRID[:3], "--rungs", "LR", *STUDY[:2], *STUDY[4:]]
     said = cli("study", "llama", "--out", "s", *flags)
@@ -240,6 +263,9 @@ def test_a_recipe_file_gives_what_is_common_and_the_values_of_axes_that_are_not_
     record = read_study(here / "s")
     assert {each["name"] for each in record["cells"]} == {"magnitude-LR-mlp-seed3", "wanda-LR-mlp-seed3"}
     assert record["settings"]["samples"] == 5
+    monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
+    (own,) = study("llama", "o", pruners="wanda", rungs="LR", recipe={"self_generate": 8}, **SETTINGS)["cells"]
+    assert own["name"] == "wanda-LR-self8-seed0"
 
 
 def test_the_record_tells_nothing_of_the_machine_that_it_was_made_on(here: Path, cli: Cli) -> None:
@@ -256,12 +282,15 @@ def test_the_record_tells_nothing_of_the_machine_that_it_was_made_on(here: Path,
             assert str(here) not in path.read_text()
 
 
-def test_a_text_that_is_calibrated_on_is_pointed_out(here: Path, cli: Cli) -> None:
+def test_a_text_that_is_calibrated_on_is_pointed_out(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [*ONE, *QUICK, *TEXTS[3:]]
     said = cli("study", "llama", "--out", "s", *flags, "--text", "text.txt")
     assert said.code == 0
     assert "note: text.txt is a calibration text too" in said.out
     assert "note:" not in cli("study", "llama", "--out", "t", *flags, "--text", "test.txt").out
+    monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
+    held_out = ["--text", "test.txt", "--heldout", "test.txt"]
+    assert "note: test.txt is a calibration text too" in cli("study", "llama", "--out", "u", *flags, *held_out).out
 
 
 def test_without_figures_a_study_is_whole_and_says_so(
@@ -306,6 +335,9 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
     ticks = itertools.count()
     monkeypatch.setattr(study_cell, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     flags = [*ONE, *STUDY, "--zero-shot", "paper", "--zero-shot-data", "a/rows", "--zero-shot-limit", "8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(study_cell, "prune_by_recipe", Mock(side_effect=KeyboardInterrupt))
+        assert cli("study", "llama", "--out", "s", *flags).code == 1
     said = cli("study", "llama", "--out", "s", *flags)
     assert (said.code, said.err) == (0, "")
     assert [line for line in said.out.splitlines() if len(line) > 80] == []
@@ -321,7 +353,7 @@ def test_zero_shot_accuracy_is_measured_of_every_model_where_tasks_are_given(
     page = (here / "s" / "study.md").read_text()
     assert "| dense |  | 75.00 ± 12.50 | 75.00 ± 12.50 |\n| magnitude | LR | 50.00 ± 12.50 | 50.00 ± 12.50 |" in page
     assert cli("study", "llama", "--out", "s", *flags).code == 0
-    assert len(asked) == 2, "nothing is asked twice"
+    assert asked == ["llama", "s/cells/magnitude-LR-seed0"], "nothing is asked twice, whatever comes between"
     monkeypatch.setattr(Bench, "tasks", lambda self, notify: {"boolq": "ef" * 32, "rte": "cd" * 32})
     refused = cli("study", "llama", "--out", "s", *flags)
     assert refused.code == 2

@@ -48,18 +48,24 @@ def test_errors_by_block_are_shown_in_both_forms(drawn: Drawn) -> None:
     assert series == {"calibration": [0.01, 2.0], "held-out": [0.02, 5.0]}
     assert rows(page, "Relative error by block")[1] == ["1", "2.00 %", "3.00 %", "1.50"]
     assert rows(page, "Normalized error by block")[1] == ["1", "2.000", "5.000", "2.50"]
+    tiles = {tile.name: tile.value.replace("\N{NO-BREAK SPACE}", " ") for tile in page.tiles}
+    assert (tiles["Calibration error"], tiles["Held-out error"]) == ("2.00 %", "3.00 %")
 
 
 def test_windows_are_shown_before_and_after_and_how_they_changed(drawn: Drawn) -> None:
-    page = paged(windows=[window(0, [0.4, 0.2, 0.1], [0.5, 0.3, 0.4], kept=1)])
+    one = window(0, [0.4, 0.2, 0.1], [0.5, 0.3, 0.4], blocks=[0, 1], kept=1, planned=5)
+    page = paged(windows=[{**one, "reconstructed": [1], "seconds": 7.0}])
     (points,), _ = drawn["Each window's two errors"]
     assert points == [("before", 0.4, 0.5), ("after", 0.2, 0.3)]
     (changes,), _ = drawn["What reconstruction changed"]
     assert changes == {"calibration": [pytest.approx(-0.5)], "held-out": [pytest.approx(-0.4)]}
     (row,) = rows(page, "Relative errors of each window, before and after its reconstruction")
-    assert row[:9] == ["0", "0", "40.0 %", "20.0 %", "-50.0 %", "50.0 %", "30.0 %", "-40.0 %", "1 of 2"]
+    assert row[:8] == ["0", "0, 1", "40.0 %", "20.0 %", "-50.0 %", "50.0 %", "30.0 %", "-40.0 %"]
+    assert row[8:] == ["1 of 2, stopped early", "1", "7.0 s"]
     by_epoch = rows(page, "Window 0: relative error by epoch")
     assert [one[-1] for one in by_epoch] == ["", "kept", ""]
+    assert drawn["Window 0 (blocks 0, 1) by epoch"][1]["kept"] == 1
+    assert (drawn["Time by window"][0], rows(page, "Time by window")) == (([7.0],), [["0", "0, 1", "7.0 s"]])
 
 
 def test_windows_without_epochs_are_shown_as_they_ended(drawn: Drawn) -> None:
@@ -111,6 +117,9 @@ def test_matrices_of_one_name_share_a_row_with_their_mean(drawn: Drawn) -> None:
     page = paged(blocks=[block(0, 0.01, 0.02) | {"matrices": matrices}])
     (found,), _ = drawn["Share of zeros, by block and matrix"]
     assert found == {"experts.*.up": [pytest.approx(14.8 / 30)]}
+    other = {"name": "experts.0.up", "rows": 4, "columns": 4, "sparsity": 0.25}
+    two = [block(index, 0.01, 0.02) | {"matrices": one} for index, one in enumerate((matrices[:1], [other]))]
+    assert rows(paged(blocks=two), "Share of zeros, by block and matrix") == [["0", "20.0 %"], ["1", "25.0 %"]]
     said = [next(one for one in each.sections if one.anchor == "sparsity").intro[0] for each in (page, paged())]
     assert ["share a row, which shows their mean" in one for one in said] == [True, False]
 

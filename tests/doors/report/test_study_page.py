@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reprune.doors.records.study import Study
+from reprune.doors.report import selfmade
 from reprune.doors.report import study as report
 from reprune.doors.report.page import Page, Plot
 from tests.doors.drawn import Drawn, keep_drawn
@@ -40,6 +41,8 @@ def test_tiles_count_cells_and_add_up_their_time(drawn: Drawn) -> None:
     assert tiles["Cells finished"] == ("2 of 3", "with 2 seeds")
     assert tiles["Time"] == ("2:01", "pruning and reconstruction, all cells")
     assert tiles["Dense perplexity on test.txt"][0] == "26.91"
+    lowest = sum(one["perplexity"]["test.txt"] for one in cells) / 2
+    assert tiles["Lowest perplexity on test.txt"] == (f"{lowest:.2f}", "wanda, LR")
 
 
 def test_errors_by_block_and_against_each_other_are_what_they_are_named(drawn: Drawn) -> None:
@@ -100,3 +103,15 @@ def test_results_of_several_seeds_are_told_as_what_they_are(drawn: Drawn) -> Non
     said = "Means over the seeds, with the lowest and the highest; of peak memory, the highest alone."
     assert said in intro(cell("wanda", "LR"), cell("wanda", "LR", seed=1))
     assert "seeds" not in intro(cell("wanda", "LR"))
+
+
+def test_measures_by_self_generated_samples_are_what_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = keep_drawn(monkeypatch, selfmade, ("by_number",))
+    monkeypatch.setattr(report, "epochs_section", lambda trained: report.Section("epochs", ""))
+    values = {0: 40.0, 8: 30.0}
+    paged(*(cell("wanda", "LR", self_generate=own, perplexity={"test.txt": values[own]}) for own in values))
+    (series,), options = drawn["Perplexity on test.txt by self-generated samples"]
+    assert series == {"wanda LR": [(0, 40.0), (8, 30.0)]}
+    assert (options["dense"], options["percent"]) == (26.91, False)
+    _, options = drawn["Held-out error by self-generated samples"]
+    assert (options["dense"], options["percent"]) == (None, True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import reprune
 from reprune import InputError
 from reprune.doors.evaluation.protocols import open_text
 from reprune.doors.given import nested_flags, recipe_contents, whole_numbers
+from reprune.doors.study.grid import Cell
 from reprune.math.wanda import Wanda
+from reprune.planning.layers import resolve_recipe
+from reprune.planning.recipe import Recipe
 
 
 def test_what_is_given_alone_or_in_lists_has_its_place_in_a_recipe() -> None:
@@ -114,3 +118,40 @@ def test_a_recipe_of_another_form_is_refused() -> None:
     given: Any = [("sparsity", 0.5)]
     with pytest.raises(InputError, match=r"^recipe: expected a file, its contents as a dict, .*, got list of tuple\.$"):
         recipe_contents(given)
+
+
+_FLAGS: dict[str, Any] = {
+    "sparsity": "2:4",
+    "calibration": "text.txt",
+    "heldout": "manual",
+    "samples": 5,
+    "seqlen": 24,
+    "epochs": 7,
+    "lr": "3%",
+    "batch_size": 4,
+    "include": ["mlp.*"],
+    "exclude": ["up_proj"],
+    "device": "cpu",
+    "trust_remote_code": True,
+}
+"""Of all that make recipes, each with a value that is not the default."""
+_AXES = {"pruner": "wanda", "reconstruct": "BR", "seed": 3, "self_generate": 9, "only": "mlp"}
+
+
+def test_each_argument_of_prune_and_of_study_gets_into_the_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recipe] = []
+    monkeypatch.setattr("reprune.doors.api.prune_by_recipe", lambda recipe, *_, **__: made.append(recipe))
+    reprune.prune("llama", "out", **_FLAGS, **_AXES)
+    own = {"model", "out", "recipe", "settings", "watcher", "ranks"}
+    assert {*_FLAGS, *_AXES} == signature(reprune.prune).parameters.keys() - own, "all of them"
+    assert made[0] == resolve_recipe("llama", {}, nested_flags(**_FLAGS, **_AXES))
+
+    def begin(model: str, recipes: Mapping[Cell, Recipe], *_: Any) -> None:
+        made.extend(recipes.values())
+        raise InputError("enough")
+
+    monkeypatch.setattr("reprune.doors.study.run.begin", begin)
+    axes = {"pruners": "wanda", "rungs": "BR", "seeds": [3], "self_generate": [9], "only": "mlp"}
+    with pytest.raises(InputError, match="enough"):
+        reprune.study("llama", "out", **_FLAGS, **axes)
+    assert made[-1] == made[0]

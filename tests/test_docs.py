@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -35,6 +36,7 @@ from reprune.doors.zeroshot.accuracy import TaskScore, ZeroShot
 from reprune.doors.zeroshot.rows import LAYOUTS
 from reprune.engine.compare import BlockError
 from reprune.engine.forecast import Forecast
+from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
 from tests import tiny
 from tests.doors.conftest import record_of
@@ -242,7 +244,7 @@ def test_what_was_added_by_code_loads_without_it(folder: Path) -> None:
     assert (plain.transformer.ffns[1].lin1.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_recipe_page_names_every_key() -> None:
+def test_the_recipe_page_names_every_key_with_its_default() -> None:
     def keys(content: dict[str, object], prefix: str = "") -> set[str]:
         return {
             key
@@ -253,7 +255,13 @@ def test_the_recipe_page_names_every_key() -> None:
     known = keys(Recipe(model="x", sparsity_by_name={"": "0.5"}).model_dump()) - {"sparsity_by_name."}
     known |= {"sparsity_by_name", "pruner.settings"}  # their keys are patterns, and a package's own
     page = (ROOT / "docs/recipe.md").read_text(encoding="utf-8")
-    assert known == set(re.findall(r"^\| `([a-z_.]+)`", page, re.MULTILINE))
+    told = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
+    assert known == told.keys()
+    default = resolve_recipe("x")
+    for key, said in told.items():
+        in_words = said in ("(required)", "by the rung", "all five") or attrgetter(key)(default) is None
+        value = said.replace("`", "").removesuffix(" (all)")
+        assert in_words or resolve_recipe("x", settings=[f"{key}={value}"]) == default, key
 
 
 def test_the_page_on_python_names_all_there_is() -> None:

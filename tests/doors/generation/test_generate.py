@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from reprune.doors.generation import generate as module
 from reprune.doors.generation import local
 from reprune.doors.generation.generate import generate
+from reprune.engine.record import versions
 from reprune.errors import InputError
 from reprune.model.sampler import Sampler
 from reprune.planning.generation import corpus, rounds
@@ -166,6 +167,25 @@ def test_a_file_is_not_gone_on_with_by_another_tokenizer(here: Path) -> None:
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(InputError, match=r"begun with other settings \(the model's tokenizer\.json\); give the same"):
         generate("own", "self.jsonl", samples=4, settings=SMALL, **EXACT)
+
+
+def test_a_file_is_not_gone_on_with_by_other_versions(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate("llama", "self.jsonl", samples=3, settings=SMALL, **EXACT)
+    monkeypatch.setattr(module, "versions", lambda: {**versions(), "torch": "1.0"})
+    with pytest.raises(InputError, match=r"begun with other settings \(torch .*, now 1\.0\); give the same"):
+        generate("llama", "self.jsonl", samples=4, settings=SMALL, **EXACT)
+
+
+def test_a_file_that_is_written_to_is_kept_from_other_processes(here: Path) -> None:
+    class Looking(module.GenerationWatcher):
+        def round_done(self, kept: int, wanted: int, counts: Any) -> None:
+            with pytest.raises(InputError, match="another process is working on this file"):
+                generate("llama", "self.jsonl", samples=3, settings=SMALL, **EXACT)
+            looked.append(kept)
+
+    looked: list[int] = []
+    generate("llama", "self.jsonl", samples=3, settings=SMALL, **EXACT, watcher=Looking())
+    assert looked[-1] == 3
 
 
 def test_growing_that_is_interrupted_goes_on(here: Path) -> None:
@@ -320,6 +340,8 @@ def test_a_length_that_is_not_given_is_the_models_limit(here: Path, cli: Cli) ->
     manifest = json.loads(next(here.glob("self*.json")).read_text(encoding="utf-8"))
     assert manifest["made_by"]["settings"]["length"] == tiny.POSITIONS - 1, "beside BOS"
     assert max(len(line["token_ids"]) for line in lines(here / "self.jsonl")) == tiny.POSITIONS - 1
+    for fitting in (generation({"length": tiny.POSITIONS - 1}), generation({"least": tiny.POSITIONS - 1})):
+        assert module._fitting(here / "llama", fitting, 1, False).length == tiny.POSITIONS - 1
     least = cli("generate", "llama", "--out", "other.jsonl", *flags, "--least", "200")
     assert (least.code, least.out) == (2, "")
     assert "takes at most 128 tokens" in least.err

@@ -314,3 +314,36 @@ def test_the_settings_are_the_recipes(here: Path) -> None:
     assert recipe.calibration == []
     decoder = open_decoder(recipe, here / "llama")
     assert selfmade.self_generated(resolve_recipe("llama"), decoder, selfmade.Watcher(), ALONE) is None
+
+
+def test_texts_are_kept_apart_by_all_that_decides_them_and_fit_the_model(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = settle(resolve_recipe("llama", {"self_generate": 3, "seqlen": 128, "device": "cpu"}))
+    decoder = open_decoder(recipe, here / "llama")
+    place = selfmade._Place.of(recipe, decoder)
+    assert (place.settings.length, place.settings.least) == (127, 127), "beside BOS"
+    folders = {place.folder}
+    for change in ({"device": "cuda"}, {"precision": "float16"}, {"seed": 1}, {"seqlen": 64}):
+        folders.add(selfmade._Place.of(recipe.model_copy(update=change), decoder).folder)
+    monkeypatch.setattr(selfmade, "versions", lambda: {"torch": "1.0"})
+    folders.add(selfmade._Place.of(recipe, decoder).folder)
+    assert len(folders) == 6
+
+
+def test_texts_of_which_only_a_part_could_be_written_are_written_again(
+    here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def half(path: Path, text: str, **options: Any) -> int:
+        if selfmade.OWN_TEXTS not in path.name:
+            return write(path, text, **options)
+        write(path, text[: len(text) // 2], **options)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        assert cli("prune", "llama", "--out", "out", *OWN).code == 1
+    assert cli("prune", "llama", "--out", "out", *OWN).code == 0
+    assert len(lines(the_file(here))) == 7

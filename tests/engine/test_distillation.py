@@ -119,6 +119,17 @@ def test_block_errors_on_record_are_those_of_the_blocks_as_they_are_saved(llama:
     assert record["distillation"]["last_block"]["relative_heldout_error"]["after"] == pytest.approx(relative, rel=1e-3)
 
 
+def test_block_errors_after_a_step_that_moves_nothing_are_those_without_it(tmp_path: Path) -> None:
+    """Also those of a block beside whose states the values of other blocks are carried along."""
+    folder, still = tiny.save("gemma3n", tmp_path / "dense"), ("distill=2", "distill.epochs=1", "distill.lr=1e-12")
+    without, after = (
+        prune(folder, tmp_path / f"out{len(settings)}", *settings, reconstruct="LR")["blocks"]
+        for settings in ((), still)
+    )
+    for one, other in zip(without, after, strict=True):
+        assert all(other[key] == pytest.approx(one[key], rel=1e-4) for key in one if key.endswith("error"))
+
+
 @pytest.mark.parametrize("rate", ["2%", "3e4"])
 def test_the_guard_keeps_no_state_that_predicts_worse(llama: Path, tmp_path: Path, rate: str) -> None:
     step = prune(llama, tmp_path / "out", "distill=2", f"distill.lr={rate}")["distillation"]

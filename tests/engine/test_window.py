@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 import reprune
 from reprune.engine import fresh
 from reprune.engine.frontier import Frontier
-from reprune.engine.window import WindowProblem, pruned_before
+from reprune.engine.window import PrunedBlock, WindowProblem, pruned_before
 from reprune.errors import NumericalError
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Errors
+from reprune.planning.choice import Choice
 from reprune.planning.schedule import Window
 from tests import tiny
 from tests.engine.quick import prune, tensors
@@ -120,3 +121,10 @@ def test_a_matrix_of_which_a_quarter_is_zero_was_pruned_before(zeros: int, befor
     mask = pruned_before(linear)
     assert (mask is not None) is before
     assert mask is None or torch.equal(mask, matrix != 0)
+
+
+def test_idle_are_the_linears_that_were_to_be_pruned_and_never_ran() -> None:
+    linears = [SimpleNamespace(name=name) for name in ("pruned", "router", "excluded", "never")]
+    block: Any = SimpleNamespace(index=0, linears=linears, routers={"router"})
+    pruned = PrunedBlock(block, masks={"pruned": torch.ones(1, dtype=torch.bool)})
+    assert pruned.idle(Choice(exclude=("excluded",))) == ["never"]

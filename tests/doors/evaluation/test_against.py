@@ -133,6 +133,7 @@ def test_on_the_samples_that_a_run_held_out_it_is_what_the_run_recorded(dtype: t
     decoders = Decoder(here / "out"), Decoder(dense)
     samples = draw(recipe, decoders[1])
     assert samples.sha256 == record["data"]["sha256"]
+    assert record["sketch"] == sketch(torch.cat([samples.calibration, samples.heldout]))
     for ids, kind in ((samples.heldout, "heldout"), (samples.calibration, "calibration")):
         found = compare(*decoders, ids, 4, 10**9, here)
         for block, recorded in zip(found.blocks, record["blocks"], strict=True):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +156,7 @@ def test_a_run_that_is_worked_on_is_told_from_one_that_was_left(
     assert not reprune.status("out").running
 
 
-def test_a_window_that_was_done_on_another_machine_names_it_and_its_peak_counts(
+def test_a_window_that_was_done_on_another_machine_names_it_and_its_peak_and_time_count(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ending(reprune.Watcher):
@@ -164,11 +167,14 @@ def test_a_window_that_was_done_on_another_machine_names_it_and_its_peak_counts(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("reprune.engine.record.machine", lambda _: there)
         patch.setattr("reprune.engine.record.peak_memory_bytes", lambda _: {"host": 10**15, "device": 0})
+        patch.setattr("reprune.engine.run.time", SimpleNamespace(monotonic=partial(next, count(0.0, 1e6))))
         reprune.prune("llama", "out", **QUICK, watcher=Ending())
     record = reprune.resume("out")
     assert record["machine"] != there
     assert [window.get("machine") for window in record["windows"]] == [there, None, None]
     assert record["peak_memory_bytes"]["host"] == 10**15
+    assert record["windows"][0]["seconds"] == 1e6
+    assert record["seconds"] == pytest.approx(sum(window["seconds"] for window in record["windows"]))
 
 
 def test_a_study_is_no_model_and_no_run(here: Path, cli: Cli) -> None:

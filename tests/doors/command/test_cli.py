@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import reprune
 from reprune.doors.command.cli import main
 from reprune.doors.command.views import show_result
-from reprune.doors.formats import percent
+from reprune.doors.formats import clock, percent, size
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli, record_of
 from tests.engine.quick import tensors
@@ -84,6 +84,11 @@ def test_prune_writes_a_model_folder_with_the_record_of_the_contract(here: Path,
     record = record_of(out)
     assert f"sparse model   {Path('out')}\n" in said.out
     assert "sparsity       50.0 % of 3 blocks" in said.out
+    for kind, name in (("calibration", "calibration "), ("heldout", "held-out    ")):
+        error, share = (record["blocks"][-1][key] for key in (f"{kind}_error", f"relative_{kind}_error"))
+        assert f"\n  {name} {error:.4g} ({percent(share)})\n" in said.out
+    peak = size(record["peak_memory_bytes"]["host"])
+    assert f"\ntime, memory   {clock(record['seconds'])}, peak {peak}\n" in said.out
 
     assert record["recipe"]["pruner"]["name"] == "wanda"
     assert record["recipe"]["solver"]["epochs"] == 2
@@ -110,7 +115,7 @@ def test_prune_writes_a_model_folder_with_the_record_of_the_contract(here: Path,
         assert window["calibration_error"]["before"] > 0
         assert window["heldout_error"]["before"] >= window["heldout_error"]["after"] > 0
         assert window["seconds"] >= 0
-    assert record["seconds"] > 0
+    assert record["seconds"] > sum(window["seconds"] for window in record["windows"]), "and what is beside them"
     assert record["peak_memory_bytes"].keys() == {"host", "device"}
     assert record["peak_memory_bytes"]["host"] > 10**7
 

@@ -11,11 +11,13 @@ import pytest
 
 import reprune
 from reprune.doors import planned
+from reprune.doors.formats import size
 from reprune.engine import machines
 from reprune.model.checkpoint import Checkpoint
 from reprune.model.decoder import Decoder
 from tests import tiny
 from tests.doors.conftest import QUICK, Cli, record_of
+from tests.doors.study.runs import QUICK as ARGUMENTS
 
 
 def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +159,15 @@ def test_plan_refuses_a_source_that_is_not_there(cli: Cli) -> None:
     assert cli("plan", "llama", "--calibration", "missing.txt").code == 2
 
 
-def test_plan_forecasts_for_several_processes(cli: Cli) -> None:
+def test_plan_forecasts_for_several_processes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned, "resident_bytes", lambda: 10**9)
     said = cli("plan", "llama", *QUICK, "--ranks", "2")
     assert said.code == 0
     assert "processes  2: time and memory are for each of them; each sends about " in said.out
+    forecast, words = reprune.plan("llama", **ARGUMENTS, ranks=2).forecast, " ".join(said.out.split())
+    assert forecast.memory_bytes > 10**9
+    assert f"; peak memory {size(forecast.memory_bytes)}; {size(forecast.disk_bytes)} on disk " in words
+    assert f"each sends about {size(forecast.exchanged_bytes)} over" in words
     assert "processes" not in cli("plan", "llama", *QUICK).out
     linked = cli("plan", "llama", *QUICK, "--ranks", "2", "--on", "h100").out
     assert "over NVLink of H100" in " ".join(linked.split())  # over two lines

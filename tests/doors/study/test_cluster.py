@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,9 +20,13 @@ from reprune.doors.study.record import read_study, save_apart
 from reprune.doors.study.run import study
 from tests.doors.conftest import Cli
 from tests.doors.study.runs import GRID, ONE, SETTINGS, STUDY, numbers
+from tests.engine import together
+from tests.engine.together import Rank
 
-COMMAND = [sys.executable, "-m", "reprune", "study", "llama", *STUDY, "--set", "guard=off"]
+ARGUMENTS = ["study", "llama", *STUDY, "--set", "guard=off"]
 NODE = {"memory": 4_000_000_000, "object_store_memory": 100_000_000}
+SPARED = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+"""Processes that Ray would start on its first node, and that nothing here asks for anything."""
 BOUND = 300
 
 
@@ -33,7 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     code = (
         "import sys\n"
         "from ray.cluster_utils import Cluster\n"
-        f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': 0, **{NODE}}})\n"
+        f"cluster = Cluster(initialize_head=True, head_node_args={{'num_cpus': 0, **{NODE | SPARED}}})\n"
         f"for _ in range(2): cluster.add_node(num_cpus=1, **{NODE})\n"
         "print('at', cluster.address, flush=True)\n"
         "sys.stdin.read()\n"
@@ -79,11 +82,17 @@ def kill_workers(cell: str, ready: Callable[[], bool], killed: list[int], times:
 
 
 def run(here: Path, address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "--ray", address, "--ray-cpus", "1", *arguments]
+    command = [sys.executable, "-m", "reprune", *ARGUMENTS, "--ray", address, "--ray-cpus", "1", *arguments]
     environment = {**os.environ, **quiet(here), "COLUMNS": "80"}
     return subprocess.run(
         command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND, check=False
     )
+
+
+def forked(here: Path, address: str, *arguments: str) -> Rank:
+    """The same command in a process that need not import everything again."""
+    environment = {**quiet(here), "COLUMNS": "80"}
+    return Rank(together.command, [*ARGUMENTS, "--ray", address, "--ray-cpus", "1", *arguments], environment, here)
 
 
 def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(
@@ -110,28 +119,24 @@ def test_its_numbers_are_those_of_one_process_though_a_worker_is_killed(
     assert len(re.findall(r"^[1-4]/4 ", said.stdout, re.MULTILINE)) == 4
 
 
-def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_cluster(here: Path, address: str) -> None:
+def test_an_interrupt_ends_the_tasks_too_and_the_study_goes_on_without_the_cluster(
+    here: Path, address: str, cli: Cli
+) -> None:
     cell = "magnitude-BR+GP-seed0"
-    arguments = ["--out", "s", "--epochs", "300", "--pruners", "magnitude", "--rungs", "BR+GP"]
-    command = [*COMMAND, "--ray", address, "--ray-cpus", "1", *arguments]
-    environment = {**os.environ, **quiet(here), "COLUMNS": "80"}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=here, env=environment, **pipes) as process:
-        while not (here / "s" / "cells" / cell / ".reprune" / "ledger.jsonl").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert err == "interrupted; what is done is kept, the same command goes on from there\n"
+    arguments = ["--out", "s", "--epochs", "150", "--pruners", "magnitude", "--rungs", "BR+GP"]
+    process, until = forked(here, address, *arguments), time.monotonic() + BOUND
+    while not (here / "s" / "cells" / cell / ".reprune" / "ledger.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send(signal.SIGINT)
+    said = process.wait(60)
+    assert (said.code, said.err) == (1, "interrupted; what is done is kept, the same command goes on from there\n")
     until = time.monotonic() + 60
     while workers(cell) and time.monotonic() < until:
         time.sleep(0.1)
     assert not workers(cell)
     assert reprune.status(here / "s" / "cells" / cell).windows_done >= 1
-    command = [*COMMAND, *arguments]
-    said = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=BOUND)
-    assert (said.returncode, said.stderr) == (0, "")
+    alone = cli(*ARGUMENTS, *arguments)
+    assert (alone.code, alone.err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +158,10 @@ def test_wrong_uses_are_refused_before_anything(arguments: list[str], message: s
 
 
 def test_what_no_node_has_is_refused_and_nothing_is_written(here: Path, address: str) -> None:
-    said = run(here, address, "--out", "s", "--ray-cpus", "3", *ONE)
-    assert said.returncode == 2
-    assert "cell magnitude-LR-seed0 needs 3 CPU, " in said.stderr
-    assert "no node has that (the largest: " in said.stderr
+    said = forked(here, address, "--out", "s", "--ray-cpus", "3", *ONE).wait(BOUND)
+    assert said.code == 2
+    assert "cell magnitude-LR-seed0 needs 3 CPU, " in said.err
+    assert "no node has that (the largest: " in said.err
     assert not (here / "s").exists()
 
 

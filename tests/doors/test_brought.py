@@ -181,7 +181,10 @@ def test_what_a_failed_cell_has_spoilt_is_not_taken_by_the_next(monkeypatch: pyt
     assert done["calibration_error"] == alone["blocks"][-1]["calibration_error"]
 
 
-def test_a_study_has_it_beside_the_others_and_takes_it_later(cli: Cli, here: Path) -> None:
+def test_a_study_has_it_beside_the_others_and_takes_it_later(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
     flags = ["--rungs", "LR", "--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--device", "cpu"]
     flags += ["--text", "text.txt", "--text-seqlen", "24", "--windows", "2"]
     assert cli("study", "llama", "--out", "grid", "--pruners", "sparsegpt", *flags).code == 0
@@ -222,7 +225,11 @@ def test_a_study_goes_on_with_the_package_by_which_its_cells_were_pruned(
     assert read_study(here / "grid")["packages"] == {"unmasked": "brought", "as_wanda": "another"}
 
 
-def test_its_settings_are_its_own_in_a_study_of_others_too(cli: Cli, here: Path) -> None:
+def test_its_settings_are_its_own_in_a_study_of_others_too(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+
     def grid(*flags: str) -> Any:
         measured = ["--text", "text.txt", "--text-seqlen", "24", "--windows", "2"]
         drawn = ["--calibration", "text.txt", "--samples", "6", "--seqlen", "24", "--device", "cpu"]

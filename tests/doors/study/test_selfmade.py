@@ -22,12 +22,12 @@ OWN = ["--set", "self_generate.filters=[duplicates]", "self_generate.batch_size=
 
 
 @pytest.fixture
-def here(here: Path, figures: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(rounds, "language_of", reads)
     return here
 
 
-def test_numbers_of_self_generated_samples_are_an_axis(here: Path, cli: Cli) -> None:
+def test_numbers_of_self_generated_samples_are_an_axis(here: Path, figures: None, cli: Cli) -> None:
     flags = [*ONE, *STUDY, "--self-generate", "0", "4", "--set", OWN[1], "--set", OWN[2]]
     said = cli("study", "llama", "--out", "s", *flags)
     assert (said.code, said.err) == (0, "")

@@ -1,4 +1,4 @@
-"""For tests of commands that run as several processes: what a single process makes of the same."""
+"""For tests of commands that are killed, interrupted or run as several processes: what an undisturbed one makes."""
 
 from __future__ import annotations
 

@@ -61,8 +61,7 @@ def errors(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
-def test_an_interrupted_run_is_resumed(block: int, here: Path, cli: Cli, break_: Break) -> None:
-    assert cli("prune", "llama", "--out", "whole", *CR, "-q").code == 0
+def test_an_interrupted_run_is_resumed(block: int, here: Path, by_one: Path, cli: Cli, break_: Break) -> None:
     break_(KeyboardInterrupt(), block)
     cut = cli("prune", "llama", "--out", "cut", *CR)
     assert cut.code == 1
@@ -87,8 +86,8 @@ def test_an_interrupted_run_is_resumed(block: int, here: Path, cli: Cli, break_:
     assert (f"going on: {block} of 4 windows are finished" in rest.out) == (block > 0)
     assert re.findall(r"^ +(\d)/4  ", rest.out, re.MULTILINE) == [str(number) for number in range(block + 1, 5)]
     assert "sparse model   cut\n" in rest.out
-    assert shards(here / "cut") == shards(here / "whole")
-    assert errors(here / "cut") == errors(here / "whole")
+    assert shards(here / "cut") == shards(by_one)
+    assert errors(here / "cut") == errors(by_one)
     assert "4 of 4 windows finished" in cli("status", "cut").out
     assert cli("resume", "cut").code == 2, "there is nothing left to do"
 

@@ -36,9 +36,8 @@ def _weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def whole(cli: Cli, here: Path) -> dict[str, bytes]:
-    assert cli("prune", *_RUN, "--out", "whole", "-q").code == 0
-    return _weights(here / "whole")
+def whole(by_one: Path) -> dict[str, bytes]:
+    return _weights(by_one)
 
 
 def _one_error(said: Said, expected: str) -> None:

@@ -134,6 +134,16 @@ def test_a_model_that_cannot_be_made_is_refused_with_what_it_raises(
         build_bare(folder, trust_remote_code=True)
 
 
+def test_of_a_package_that_is_missing_it_is_said_to_install_it(tmp_path: Path) -> None:
+    """As timm for the images of Gemma 3n, or whatever the code that comes with a model imports."""
+    folder = tiny.save("llama", tmp_path / "model")
+    (folder / "own.py").write_text("import installed_nowhere")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Own"}}))
+    with pytest.raises(UnsupportedModelError, match=r"`pip install installed_nowhere`\); install what it asks for, or"):
+        build_bare(folder, trust_remote_code=True)
+
+
 _NAMING_A_KERNEL: list[dict[str, Any]] = [
     {"attn_implementation": "some/kernel"},
     {"attn_implementation": {"": "some/kernel"}},

@@ -198,9 +198,10 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
         except Exception as error:  # the model's code, which may be remote, on whatever config.json says
             if out_of_memory(error) is not None:
                 raise
+            install = "install what it asks for, or, " if isinstance(error, ImportError) else ""
             raise UnsupportedModelError(
-                f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); for "
-                f"plain Transformers to load it, {by_hand(folder, 'correct config.json')}."
+                f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); "
+                f"{install}for plain Transformers to load it, {by_hand(folder, 'correct config.json')}."
             ) from None
         check_embedding(model)
         model.tie_weights()

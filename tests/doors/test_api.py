@@ -86,12 +86,15 @@ def test_half_precision_within_a_callers_autocast_is_as_without(here: Path) -> N
     assert _weights(here / "within") == _weights(here / "plain")
 
 
-@pytest.mark.usefixtures("here")
-def test_the_record_that_is_returned_is_the_one_on_disk() -> None:
+def test_the_record_that_is_returned_is_the_one_on_disk(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reprune.prune("llama", "out", **QUICK) == record_of(Path("out"))
     with pytest.raises(KeyboardInterrupt):
         reprune.prune("llama", "again", **QUICK, watcher=_Interrupting())
-    assert reprune.resume("again") == record_of(Path("again"))
+    monkeypatch.chdir(here.parent)
+    assert reprune.resume(here / "again") == record_of(here / "again")
+    once, again = ((here / out / "recipe.yaml").read_text(encoding="utf-8") for out in ("out", "again"))
+    assert "- ../text.txt\n" in once
+    assert again == once, "wherever it goes on"
 
 
 def test_a_watcher_is_told_of_no_more_epochs_than_there_are(here: Path) -> None:

@@ -19,6 +19,7 @@ import reprune
 import reprune.engine.run as engine
 from reprune.errors import NumericalError
 from tests.doors.conftest import QUICK, Cli, Said
+from tests.doors.study.runs import QUICK as ARGUMENTS
 from tests.engine import together
 
 _RUN = ["llama", "--reconstruct", "BR+GP+CR", *QUICK]
@@ -174,6 +175,10 @@ def test_a_run_that_will_not_fit_the_disk_is_refused_before_it_begins(
     assert cli("prune", *_RUN, "--out", "out", "-q").code == 0
     streams = ("--set", "streams.memory=0B", "--seqlen", "128", "--samples", "20")
     assert "a run writes about" in cli("prune", *_RUN, *streams, "--out", "other").err
+    arguments = {**ARGUMENTS, "settings": ["precision=float32", "streams.memory=0B"]}
+    needed = reprune.plan("llama", reconstruct="BR+GP+CR", **arguments).forecast.disk_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    assert "a run writes about" in cli("prune", *_RUN, *streams[:2], "--out", "other").err, "held-out samples too"
 
 
 def test_a_run_that_cannot_fit_the_memory_is_refused_before_it_begins(

@@ -136,8 +136,22 @@ def test_matrices_of_a_stack_are_one_stage_of_the_work(here: Path, monkeypatch: 
         assert {*stages} == {None, "self_attn.o_a_proj.weight"}
 
 
+def test_a_forecast_is_of_the_samples_and_of_what_blocks_are_passed_for_each(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save("gemma3n", here / "gemma")
+    monkeypatch.setattr(planned, "forecast", lambda recipe, work, *_: work)
+    plan = reprune.plan("gemma", **RUN, on="h100")
+    work: Any = plan.forecast
+    assert (work.calibration, work.heldout, work.tokens) == (6, 1, 24)
+    assert work.own == plan.decoder.own_bytes(24) > 0
+
+
 @pytest.mark.usefixtures("here")
-def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast() -> None:
+def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planned, "slowness", lambda *_: pytest.fail("it runs elsewhere"))
     for asked, products in (("auto", "bfloat16"), ("float32", "float32"), ("float16", "float16")):
         plan = reprune.plan("llama", **RUN, on="h100", settings=f"precision={asked}")
         assert (plan.recipe.precision, plan.products) == (asked, products)

@@ -33,7 +33,7 @@ from tests.engine.test_ledger import InterruptAt, Interrupted, files
 pytestmark = pytest.mark.usefixtures("short_manual")
 
 LAST = ["distill.blocks=2", "distill.epochs=3", "distill.lr=2%"]
-MANY: dict[str, Any] = {"samples": 48, "heldout": "manual=16"}
+MANY: dict[str, Any] = {"samples": 48, "heldout": "manual=16", "batch_size": 12}
 """Enough samples for held-out predictions to improve on any text; with fewer, the guard may keep no epoch."""
 
 

@@ -42,7 +42,7 @@ _FORMS = [name for name in tiny.CONFIGS if name not in ("qwen2", "qwen3", "mistr
 )
 def test_every_architecture_comes_nearer_to_the_dense_model(name: str, pruner: str, tmp_path: Path) -> None:
     model = tiny.save(name, tmp_path / "model")
-    options = {"pruner": pruner, "reconstruct": "LR", "sparsity": "2:4", "samples": 64}
+    options = {"pruner": pruner, "reconstruct": "LR", "sparsity": "2:4", "samples": 64, "batch_size": 16}
     plain = prune(model, tmp_path / "plain", "pruner.sequential=true", **options)
     record = prune(model, tmp_path / "out", REFIT, **options)
     assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]

@@ -92,6 +92,12 @@ def test_it_is_found_and_given_its_settings() -> None:
     assert pruners.package("sparsegpt") == {}
 
 
+def test_installed_packages_are_not_looked_through_for_reprunes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be hundreds of them."""
+    monkeypatch.setattr(pruners, "entry_points", lambda **_: pytest.fail("they are looked through"))
+    assert [pruners.package(name) for name in PRUNERS] == [{}] * len(PRUNERS)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -37,7 +37,7 @@ def known() -> tuple[str, ...]:
 
 def package(name: str) -> dict[str, str]:
     """The package that provides a pruner, with its version; empty for reprune's own, and if none is installed."""
-    found = _brought().get(name, ())
+    found = () if name in PRUNERS else _brought().get(name, ())  # to look through all that is installed takes a while
     return {one.dist.name: one.dist.version for one in found if one.dist is not None}
 
 

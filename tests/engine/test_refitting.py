@@ -101,8 +101,8 @@ def test_parts_of_a_linear_that_read_parts_of_its_inputs_are_fitted_too(tmp_path
 
 
 def test_adam_goes_on_from_there(llama: Path, tmp_path: Path) -> None:
-    alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP", samples=48)
-    both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP", samples=48)
+    alone = prune(llama, tmp_path / "alone", REFIT, "solver.name=none", reconstruct="BR+GP", samples=48, batch_size=12)
+    both = prune(llama, tmp_path / "both", REFIT, reconstruct="BR+GP", samples=48, batch_size=12)
     first = both["windows"][0]
     assert first["calibration_error"]["before"] == pytest.approx(alone["windows"][0]["calibration_error"]["after"])
     assert first["calibration_error"]["after"] < first["calibration_error"]["before"]

@@ -125,7 +125,7 @@ def test_checkpointing_changes_no_bit(llama: Path, rung: str, tmp_path: Path, mo
 
 def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path, tmp_path: Path) -> None:
     # Enough samples for both measures to fall: the guard keeps no epoch in which either has risen.
-    options = {"reconstruct": "BR+GP+CR", "samples": 32, "heldout": "manual=16"}
+    options = {"reconstruct": "BR+GP+CR", "samples": 32, "heldout": "manual=16", "batch_size": 8}
     plain = prune(llama, tmp_path / "plain", **options)
     record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", **options)
     assert [window["loss"] for window in record["windows"]] == ["standardized"] * len(record["windows"])

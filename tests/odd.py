@@ -28,6 +28,7 @@ Quirk = Literal[
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
     "by name, of its own",  # each writes to a mapping that only it is passed, and reads from it
+    "by name, of the first",  # all need the first one's entry, and hand the next one whole numbers that it does not use
     "beside, of no use",  # blocks hand the next one something beside the states, which it does not use
     "looked at",  # the model uses a weight whose module it never runs
     "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
@@ -86,6 +87,7 @@ class _Block(nn.Module):
     def __init__(self, quirk: Quirk, hidden: int) -> None:
         super().__init__()
         self.quirk = quirk
+        self.is_first = False
         up, down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden, bias=False)
         if quirk == "by number":
             self.mlp = nn.Sequential(up, nn.ReLU(), down)
@@ -119,6 +121,10 @@ class _Block(nn.Module):
             out = out @ self.mixer
         if self.quirk == "block buffer":
             out = out * self.gain
+        if self.quirk == "by name, of the first":
+            if self.is_first:
+                side["seen"] = out.mean(-1, keepdim=True)
+            return out + side["seen"], out.argmax(-1, keepdim=True)
         if self.quirk in _MAPPINGS:
             for value in side.values():
                 out = out + value
@@ -152,6 +158,7 @@ class _Base(nn.Module):
         if self.quirk == "no blocks":
             return
         self.layers = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(config.num_hidden_layers))
+        self.layers[0].is_first = True
         if self.quirk == "likely name":
             self.layers_norm = nn.LayerNorm(hidden)
         if self.quirk == "looked at":
@@ -181,8 +188,13 @@ class _Base(nn.Module):
                 side = {} if self.quirk == "by name, of its own" else shared
                 states = block(states, side) if self.quirk == "beside, without name" else block(states, side=side)
             return states
+        beside: Tensor | None = None
+        if self.quirk == "by name, of the first":
+            entries: dict[str, Tensor] = {}
+            for block in self._order():
+                states, beside = block(states, side=entries, cache=beside)
+            return states
         if self.quirk.startswith("beside"):
-            beside: Tensor | None = None
             for block in self._order():
                 states, beside = block(states, side=beside)
             return states if beside is None or not self.quirk.endswith("to the end") else states + beside

@@ -18,7 +18,7 @@ from reprune.model.bare import model_class, read_config
 from reprune.model.block import Block, Call
 from reprune.model.decoder import Decoder
 from reprune.model.forms import Beside, Form, Slot
-from reprune.model.handing import find_forms
+from reprune.model.handing import find_forms, find_joined
 from reprune.model.skeleton import Skeleton
 
 from .. import odd, tiny
@@ -29,6 +29,7 @@ joined = pytest.mark.parametrize("name", list(tiny.JOINED))
 sizes = pytest.mark.parametrize("size", [1, 3, 7])
 _OF_TOKENS: tuple[odd.Quirk, ...] = (
     *("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens", "by name, of its own"),
+    "by name, of the first",
 )
 
 
@@ -247,6 +248,29 @@ def test_what_is_returned_is_for_the_next_block_alone() -> None:
 def test_what_is_none_in_truth_is_not_handed_on() -> None:
     forms = _forms((lambda x, side, beside: (x, None), {}), (_alone, {"beside": Beside(1)}))
     assert _reads_and_writes(forms) == [([], []), ([], [])]
+
+
+def test_what_is_returned_to_a_block_that_reads_a_mapping_is_handed_on_only_if_it_is_used() -> None:
+    """As the tokens that an indexer of Mistral Large 4 has chosen, where later blocks read the keys of earlier ones."""
+
+    def writes(x: Tensor, side: Any, beside: Any) -> Any:
+        side["key"] = x[..., :2]
+        return x, x.argmax(-1)
+
+    def reads(x: Tensor, side: Any, beside: Any) -> Any:
+        return x + side["key"].sum(), x.argmax(-1)
+
+    def uses(x: Tensor, side: Any, beside: Any) -> Any:
+        return reads(x + beside, side, beside)
+
+    shared: dict[str, Tensor] = {}
+    first = Call((None,), {"side": shared}, 0)
+    after = replace(first, kwargs={"side": shared, "beside": Beside(1)})
+    for blocks, expected in (((writes, reads, reads), set()), ((writes, reads, uses, reads), {2})):
+        modules = nn.ModuleList(map(_Hands, blocks)).to("meta")
+        calls = [first, *[after] * (len(blocks) - 1)]
+        assert find_joined(modules, calls, range(len(blocks)), torch.zeros(1, 11, 4)) == expected
+        assert shared == {}
 
 
 @pytest.mark.parametrize("kind", [tuple, list])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, final
 
@@ -35,26 +37,53 @@ def refuse_caches(model: str, calls: Sequence[Call]) -> None:
 
 
 @torch.no_grad()
-def matters(block: nn.Module, call: Call, before: nn.Module, call_before: Call, states: Tensor) -> bool:
-    """Whether a block uses what the one before it returns besides the hidden states.
+def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[int], states: Tensor) -> set[int]:
+    """The indices of the blocks that use what the one before them returns besides the hidden states.
 
     Args:
-        block, before: on the meta device; left as they are.
-        call, call_before: what they are passed.
+        blocks: on the meta device; left as they are.
+        calls: what each is passed, with placeholders for what the one before it returns besides the states.
+        running: the indices of the blocks that run, in their order.
         states: a stream's states, of the shape that enters them.
     """
+    if not any(call.beside for call in calls):
+        return set()
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-    try:
-        args, kwargs = call.bind(some)
-        run_without_weights(block, args, kwargs)
-    except Exception:  # whatever it raises, the placeholder was used
-        try:
-            args, kwargs = call_before.without_beside().bind(some)
-            outputs = run_without_weights(before, args, kwargs)
-            return any(outputs[beside.place] is not None for beside in call.beside)
-        except Exception:  # it cannot be determined
-            return True
-    return False
+    entries: dict[int, Any] = {}  # by identity of a mapping that blocks are passed: a copy that they write to
+    calls = [_with_entries(call, entries) for call in calls]
+
+    def run(index: int, call: Call) -> Any:
+        return run_without_weights(blocks[index], *call.bind(some, anew=False))
+
+    found: set[int] = set()
+    for number, index in enumerate(running):
+        call = calls[index]
+        if not call.beside and not entries:
+            continue
+        with suppress(Exception):  # whatever it raises, a placeholder was used, or the block cannot be run
+            run(index, call)
+            continue
+        if call.beside:
+            found.add(index)
+            before = running[number - 1]
+            with suppress(Exception):  # it cannot be determined
+                given = run(before, calls[before].without_beside())
+                if all(given[beside.place] is None for beside in call.beside):
+                    found.remove(index)
+            with suppress(Exception):
+                run(index, call.without_beside())  # for what it writes to mappings
+    return found
+
+
+def _with_entries(call: Call, entries: dict[int, Any]) -> Call:
+    """The call with copies of the empty mappings, one for each mapping."""
+
+    def copied(value: Any) -> Any:
+        return entries.setdefault(id(value), deepcopy(value)) if is_shared(value) else value
+
+    return replace(
+        call, args=tuple(map(copied, call.args)), kwargs={key: copied(value) for key, value in call.kwargs.items()}
+    )
 
 
 def hands_on(calls: Sequence[Call]) -> bool:

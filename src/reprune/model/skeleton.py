@@ -12,7 +12,7 @@ from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +23,7 @@ from reprune.errors import UnsupportedModelError, is_expected, short
 from reprune.model.bare import build_bare, longest_of
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
-from reprune.model.handing import find_forms, hands_on, matters, refuse_caches
+from reprune.model.handing import find_forms, find_joined, hands_on, refuse_caches
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.passing import Passing
 from reprune.model.quiet import quiet_transformers
@@ -240,12 +240,7 @@ class Skeleton:
             )
         plain = Form(*places)
         calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]
-        joined = {
-            index
-            for before, index in pairwise(self.running)
-            if calls[index].beside
-            and matters(self.blocks[index], calls[index], self.blocks[before], calls[before], plain.of(states))
-        }
+        joined = find_joined(self.blocks, calls, self.running, plain.of(states))
         calls = [call if index in joined else call.without_beside() for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]

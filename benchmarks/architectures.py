@@ -94,8 +94,9 @@ not build or run on their own. (gemma3n needs the package timm for its images.) 
 decoder is built here, of which Transformers makes a model of its own (`BartForCausalLM`); the whole model is refused.
 
 A refused model is refused before anything is written, for the reason in the table. A published configuration may be
-refused where the default is not: GLM-5 (glm_moe_dsa, glm5_next), if some blocks use the tokens that an earlier block's
-indexer has chosen (`shared` among its `indexer_types`), is refused for the reason given for hy_v4.
+refused where the default is not: GLM-5 (glm_moe_dsa, glm5_next) and Mistral Large 4 (mistral_large4), if some blocks
+use the tokens that an earlier block's indexer has chosen (`shared` among their `indexer_types`), are refused for the
+reason given for hy_v4.
 
 All of this is in float32 on the CPU. Most real runs have products in bfloat16, and many are on a GPU. So the same
 models are also pruned in these ways (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:

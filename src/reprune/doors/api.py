@@ -25,6 +25,7 @@ from reprune.doors.prepare import (
     count_samples,
     draw,
     open_decoder,
+    or_in_float32,
     refusal,
     said_lacking,
     settle,
@@ -135,13 +136,12 @@ def prune_by_recipe(
     recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Like `prune`, with a finished recipe and what the runs of a study share; only the first rank uses `out`."""
-    try:
-        return _prune(recipe, out, watcher, shared, ranks)
-    except HalfPrecisionError as error:
-        if recipe.precision != "auto" or not ranks.alone or refusal(lambda: check_out(out)):
-            raise
-        watcher.note(f"{error.reason}; float32 is used instead")
-    return _prune(recipe.model_copy(update={"precision": "float32"}), out, watcher, shared, ranks)
+    return or_in_float32(
+        recipe,
+        lambda one: _prune(one, out, watcher, shared, ranks),
+        watcher.note,
+        lambda: ranks.alone and not refusal(lambda: check_out(out)),
+    )
 
 
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:

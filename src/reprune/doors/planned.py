@@ -27,6 +27,7 @@ from reprune.doors.prepare import (
     check_texts,
     count_samples,
     open_decoder,
+    or_in_float32,
     refusal,
     settle,
     settle_seqlen,
@@ -38,7 +39,7 @@ from reprune.engine.peak_memory import resident_bytes
 from reprune.engine.speed import Speed, measure_speed
 from reprune.engine.watcher import Watcher
 from reprune.engine.work import Group, Work
-from reprune.errors import HalfPrecisionError, InputError
+from reprune.errors import InputError
 from reprune.files.local import local_path
 from reprune.model.block import Precision
 from reprune.model.decoder import Decoder
@@ -200,13 +201,12 @@ def plan_by_recipe(
     Raises:
         InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
     """
-    try:
-        return _plan(recipe, watcher, machine, crew, out, download)
-    except HalfPrecisionError as error:
-        if recipe.precision != "auto" or crew.count > 1:  # as in a run
-            raise
-        watcher.note(f"{error.reason}; float32 is used instead")
-    return _plan(recipe.model_copy(update={"precision": "float32"}), watcher, machine, crew, out, download)
+    return or_in_float32(
+        recipe,
+        lambda one: _plan(one, watcher, machine, crew, out, download),
+        watcher.note,
+        lambda: crew.count == 1,  # as in a run
+    )
 
 
 def _plan(

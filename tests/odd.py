@@ -29,6 +29,8 @@ Quirk = Literal[
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
     "by name, of its own",  # each writes to a mapping that only it is passed, and reads from it
     "by name, of the first",  # all need the first one's entry, and hand the next one whole numbers that it does not use
+    "beside, numbers",  # blocks hand the next one a whole number of each token beside the states
+    "beside, chosen",  # the first block chooses tokens for each token, as many as there are, up to 16; all read these
     "beside, of no use",  # blocks hand the next one something beside the states, which it does not use
     "looked at",  # the model uses a weight whose module it never runs
     "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
@@ -50,7 +52,6 @@ Quirk = Literal[
     "per sample, a number",  # the same, as a number
     "per sample, a number in an object",  # the same, within an object
     "beside",  # blocks hand the next one something beside the states that belongs to no token
-    "beside, numbers",  # the same, whole numbers
     "beside, by name",  # the same, as an entry of a mapping that all are passed
     "beside, without name",  # the same, where the argument has no name
     "handed on",  # blocks are given the first block's output
@@ -106,6 +107,9 @@ class _Block(nn.Module):
         del cache
         if self.quirk == "by number":
             return x + self.mlp(x)
+        if self.quirk == "beside, chosen":
+            chosen = _choose(x) if self.is_first else side
+            return x + self.down(torch.relu(self.up(_mean_of_chosen(x, chosen)))), chosen
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))
@@ -147,6 +151,17 @@ class _Block(nn.Module):
         if self.quirk.startswith("beside") and self.quirk not in _MAPPINGS:
             return out, out.mean()
         return (out, None) if self.quirk == "tuples" else out
+
+
+def _choose(x: Tensor) -> Tensor:
+    """For each token of states (samples, tokens, hidden), up to 16 tokens like it, none later: int32."""
+    tokens = x.shape[1]
+    chosen = (x @ x.mT).topk(min(16, tokens), dim=-1).indices
+    return torch.minimum(chosen, torch.arange(tokens, device=chosen.device)[:, None]).to(torch.int32)
+
+
+def _mean_of_chosen(x: Tensor, chosen: Tensor) -> Tensor:
+    return x[torch.arange(len(x), device=x.device)[:, None, None], chosen.long()].mean(2)
 
 
 class _Base(nn.Module):

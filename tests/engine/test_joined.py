@@ -69,7 +69,7 @@ def test_decoders_whose_blocks_hand_on_more_are_pruned_by_least_squares_and_with
     assert reprune.verify(tmp_path / "out").passed
 
 
-@pytest.mark.parametrize("name", ["gemma3n", "mllama-last"])
+@pytest.mark.parametrize("name", ["gemma3n", "mllama-last", "glm_moe_dsa"])
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_a_run_that_was_cut_short_ends_with_the_same_bits(
     name: str, memory: int, folders: dict[str, Path], tmp_path: Path
@@ -167,6 +167,59 @@ def test_what_is_each_samples_own_is_gone_when_the_weights_outside_the_blocks_ar
     monkeypatch.setattr(StreamStore, "tensor", tensor)
     monkeypatch.setattr(Result, "write_outside", write_outside)
     quick.prune(folders["gemma4"], tmp_path / "out", reconstruct="BR+GP")
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose blocks all read tokens that the first has chosen."""
+    folder = odd.save("beside, chosen", tmp_path_factory.mktemp("chosen"))
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_no_error_counts_which_tokens_were_chosen(chosen: Path, tmp_path: Path) -> None:
+    """They are places of tokens: the differences of such numbers mean nothing."""
+    rung = "BR+GP+CR"
+    record = quick.prune(chosen, tmp_path / "out", "solver.loss=standardized", reconstruct=rung, heldout="manual=3")
+    samples, outputs = quick.samples_of(chosen, record), list[list[Tensor]]()
+    for folder in (tmp_path / "out", chosen):
+        model, seen = AutoModelForCausalLM.from_pretrained(folder).eval(), list[Tensor]()
+        for block in model.model.layers:
+            block.register_forward_hook(lambda _, __, made, seen=seen: seen.append(made[0].double()))
+        with torch.no_grad():
+            model(samples.calibration)
+        outputs.append(seen)
+    differences = [(one - other).square() for one, other in zip(*outputs, strict=True)]
+    for block, difference in zip(record["blocks"], differences, strict=True):
+        assert block["calibration_error"] == pytest.approx(float(difference.mean()), rel=1e-3)
+    last = record["windows"][-1]
+    assert last["calibration_error"]["after"] == pytest.approx(float(differences[-1].mean()), rel=1e-3)
+    relative = float(differences[-1].sum() / outputs[1][-1].square().sum())
+    assert record["blocks"][-1]["relative_calibration_error"] == pytest.approx(relative, rel=1e-3)
+    work = tmp_path / "work"
+    work.mkdir()
+    compared = compare(Decoder(tmp_path / "out"), Decoder(chosen), samples.calibration, 3, 10**9, work).blocks[-1]
+    assert compared.relative == pytest.approx(relative, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["solver.teacher_forcing=0.5"],
+        ["teacher=local"],
+        ["allocation=by-error"],
+        ["solver.start=least-squares"],
+        ["distill.blocks=2"],
+        ["streams.memory=0"],
+    ],
+)
+def test_what_all_blocks_choose_by_is_carried_in_every_way_of_fitting(
+    settings: list[str], chosen: Path, tmp_path: Path
+) -> None:
+    """Each state after the last block is as plain Transformers computes it, so `verify` passes."""
+    record = quick.prune(chosen, tmp_path / "out", *settings, reconstruct="BR+GP", heldout="manual=3")
+    assert record["sparsity"] == pytest.approx(0.5, abs=0.02)
+    assert reprune.verify(tmp_path / "out").passed
 
 
 @pytest.mark.parametrize("quirk", ["beside, of tokens", "by name, of tokens"])

@@ -21,11 +21,15 @@ _SIZES = st.integers(1, 4)
 
 @st.composite
 def _slots(draw: st.DrawFn) -> tuple[Slot, ...]:
-    found = []
-    for number in range(draw(st.integers(0, 3))):
-        shape = tuple(draw(st.lists(_SIZES, max_size=2)))
+    """Some of floats, then some of whole numbers, which all have one width."""
+    found, shapes = [], st.lists(_SIZES, max_size=2).map(tuple)
+    floats, alike = draw(st.integers(0, 3)), draw(shapes)
+    for number in range(draw(st.integers(floats, 3))):
+        whole = number >= floats
+        shape = alike if whole else draw(shapes)
         place = draw(st.sampled_from([number + 1, ("side", f"key {number}", None), ("side", f"key {number}", 0)]))
-        found.append(Slot(place, shape, draw(st.integers(1, len(shape) + 1))))
+        dtype = draw(st.sampled_from([torch.int32, torch.int64])) if whole else torch.float32
+        found.append(Slot(place, shape, draw(st.integers(1, len(shape) + 1)), dtype))
     return tuple(found)
 
 
@@ -40,10 +44,14 @@ def _cases(draw: st.DrawFn) -> tuple[Form, Tensor]:
     return Form(samples, tokens, rest, slots, every, every), main.movedim((0, 1), (samples, tokens))
 
 
+def _of(form: Form, states: Tensor) -> Tensor:
+    return form.of(states, next((slot.width for slot in form.slots if slot.whole), 0))
+
+
 @given(_cases())
 def test_states_come_back_as_they_were_with_nothing_beside_them(case: tuple[Form, Tensor]) -> None:
     form, states = case
-    stream = form.of(states)
+    stream = _of(form, states)
     assert stream.shape[:2] == (states.shape[form.samples], states.shape[form.tokens])
     assert torch.equal(form.entering(stream), states)
     assert stream.numel() == states.numel() + stream[..., 0].numel() * sum(slot.width for slot in form.slots) or (
@@ -54,8 +62,10 @@ def test_states_come_back_as_they_were_with_nothing_beside_them(case: tuple[Form
 @given(_cases())
 def test_what_a_block_writes_is_what_the_next_one_reads(case: tuple[Form, Tensor]) -> None:
     form, states = case
-    stream = form.of(states)
-    written = {slot.place: slot.value(torch.randn(*stream.shape[:2], slot.width)) for slot in form.slots}
+    stream = _of(form, states)
+    written = {
+        slot.place: slot.value(torch.randint(-5, 2**24, (*stream.shape[:2], slot.width)).float()) for slot in form.slots
+    }
     returned = [states, *(written.get(place) for place in range(1, 4))]
     side: dict[str, Any] = {}
     for place, value in written.items():
@@ -71,12 +81,43 @@ def test_what_a_block_writes_is_what_the_next_one_reads(case: tuple[Form, Tensor
             read = kwargs["side"][place[1]]
             read = read if place[2] is None else read[0]
         assert torch.equal(read, value)
+        assert read.dtype == value.dtype
+
+
+@given(st.integers(1, 2), st.integers(1, 5), st.booleans())
+def test_the_width_of_whole_numbers_is_that_of_the_stream(number: int, width: int, heads: bool) -> None:
+    """It need not be the one that they were found with."""
+    shape = (2, 3) if heads else (3,)
+    slots = (Slot(1, (2,), 1), *(Slot(2 + at, shape, len(shape), torch.int32) for at in range(number)))
+    every = frozenset(range(len(slots)))
+    form = Form(rest=(4,), slots=slots, reads=every, writes=every)
+    states, floats = torch.randn(3, 7, 4), torch.randn(3, 7, 2)
+    size = (3, 2, 7, width) if heads else (3, 7, width)
+    chosen = [torch.randint(0, 7, size, dtype=torch.int32) for _ in range(number)]
+    stream = form.leaving((states, floats, *chosen), {}, form.of(states, 2 * width if heads else width))
+    args, _ = form.hand((None, *(Beside(place) for place in range(1, 2 + number))), {}, stream)
+    assert torch.equal(args[1], floats)
+    assert all(torch.equal(one, other) for one, other in zip(args[2:], chosen, strict=True))
+
+
+def test_whole_numbers_are_neither_measured_nor_mixed() -> None:
+    slots = (Slot(1, (2,), 1), Slot(2, (3,), 1, torch.int32))
+    form = Form(rest=(4,), slots=slots, writes=frozenset({0, 1}))
+    one, other = torch.randn(2, 3, 9), torch.randn(2, 3, 9)
+    assert torch.equal(form.measured(one), one[..., :6])
+    assert torch.equal(form.put_out(one), one[..., :6])
+    assert torch.equal(replace(form, writes=frozenset({1})).put_out(one), one[..., :4])
+    assert [*form.beside(one)] == [1]
+    mixed = form.mixed(one, other, 0.25)
+    torch.testing.assert_close(mixed[..., :6], 0.75 * one[..., :6] + 0.25 * other[..., :6])
+    assert torch.equal(mixed[..., 6:], one[..., 6:])
+    assert torch.equal(Form().mixed(one, other, 0.25), one.lerp(other, 0.25))
 
 
 @given(_cases())
 def test_what_is_not_written_stays_and_what_is_not_read_is_not_handed(case: tuple[Form, Tensor]) -> None:
     form, states = case
-    stream = torch.randn(form.of(states).shape)
+    stream = torch.randn(_of(form, states).shape)
     other = replace(form, reads=frozenset(), writes=frozenset())
     out = other.leaving(form.entering(stream), {"side": {}}, stream)
     torch.testing.assert_close(out, stream, rtol=0, atol=0)

@@ -122,7 +122,8 @@ def _hub_cache() -> Path:
 def check_disk(recipe: Recipe, decoder: Decoder, samples: int, out: Path) -> None:
     """Raise `InputError` if a run on these numbers of samples needs more disk than is free."""
     assert recipe.seqlen is not None
-    stream, own = 4 * samples * recipe.seqlen * decoder.width, samples * decoder.own_bytes(recipe.seqlen)
+    stream = 4 * samples * recipe.seqlen * decoder.width(recipe.seqlen)
+    own = samples * decoder.own_bytes(recipe.seqlen)
     disk = disk_bytes(recipe, len(decoder), stream, own, decoder.checkpoint.bytes)
     there, coming = _there(out), decoder.checkpoint.undownloaded_bytes
     free, then = shutil.disk_usage(there).free, ""

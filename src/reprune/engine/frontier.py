@@ -144,6 +144,14 @@ class Frontier:
             states = checkpoint(run, states, use_reentrant=False) if checkpointing else run(states)
         return states
 
+    def measured(self, states: Tensor) -> Tensor:
+        """States (batch, tokens, hidden) as far as errors are measured of them (see `model.forms`)."""
+        return self._decoder.skeleton.forms[0].measured(states)
+
+    def mixed(self, states: Tensor, dense: Tensor, share: float) -> Tensor:
+        """States with the dense model's share in them."""
+        return self._decoder.skeleton.forms[0].mixed(states, dense, share)
+
     def runs(self, index: int) -> bool:
         """Whether text passes through a block."""
         return index in self._decoder.skeleton.running
@@ -215,8 +223,8 @@ class Frontier:
         """How large each feature of a window's targets is, and how much it varies, over all calibration tokens."""
         sums = FeatureSums()
         for batch in self.calibration_batches:
-            sums.update(targets.read(batch, self._device))
-        return sums.statistics(self._shape[-1], self._device, self.ranks)
+            sums.update(self.measured(targets.read(batch, self._device)))
+        return sums.statistics(self.measured(torch.empty(self._shape[-1])).numel(), self._device, self.ranks)
 
     @contextmanager
     def through(
@@ -290,7 +298,7 @@ class Frontier:
                     of_block[block.index].update(batch, form.put_out(states), form.put_out(dense))
                     self._keep(block.index + 1, batch, states, dense)
                     advanced = states
-            at_end.update(batch, states, wanted)
+            at_end.update(batch, self.measured(states), self.measured(wanted))
             return advanced, states  # after the last retired block, and after all
 
         def write(batch: slice, made: tuple[Tensor, Tensor]) -> None:

@@ -148,18 +148,20 @@ class WindowProblem(Problem):
     def outputs(self, samples: Tensor) -> Tensor:
         states = self._entering.read(samples, self._device)
         if self._teacher_forcing:
-            states = states.lerp(self._frontier.entering(self._blocks[0], samples), self._teacher_forcing)
+            dense = self._frontier.entering(self._blocks[0], samples)
+            states = self._frontier.mixed(states, dense, self._teacher_forcing)
         with torch.enable_grad():
-            return self._frontier.run(
+            states = self._frontier.run(
                 self._blocks, states, samples, self._checkpointing, partial(self._routing, samples)
             )
+            return self._frontier.measured(states)
 
     def _routing(self, samples: Tensor, index: int) -> AbstractContextManager[Any] | None:
         routes = next(pruned.routes for pruned in self._pruned if pruned.index == index)
         return None if routes is None else routes.repeating(samples)
 
     def targets(self, samples: Tensor) -> Tensor:
-        return self._targets.read(samples, self._device)
+        return self._frontier.measured(self._targets.read(samples, self._device))
 
     def errors_before(self) -> Errors:
         if self._entering_last is not None:
@@ -176,7 +178,8 @@ class WindowProblem(Problem):
         with many_passes(blocks):
             for batch in batches:
                 states = self._frontier.run(blocks, entering.read(batch, self._device), batch)
-                pair.update(batch, states, self._targets.read(batch, self._device))
+                targets = self._targets.read(batch, self._device)
+                pair.update(batch, self._frontier.measured(states), self._frontier.measured(targets))
         return pair.errors(self.ranks)
 
     def target_power(self) -> float:

@@ -134,7 +134,7 @@ def extrapolated(few: Sequence[BlockCosts], tokens: int) -> BlockCosts:
 
     return BlockCosts(
         few[0].parameters,
-        few[0].states // FEW[0] * tokens,
+        round(value(lambda costs: costs.states)),
         Flops(value(lambda costs: costs.forward.products), value(lambda costs: costs.forward.attention)),
         Flops(value(lambda costs: costs.both.products), value(lambda costs: costs.both.attention)),
         value(lambda costs: costs.activations),

@@ -178,10 +178,9 @@ class Decoder:
                     "download it again, or save it again in a dtype that can hold its numbers, such as bfloat16."
                 )
 
-    @property
-    def width(self) -> int:
-        """How many numbers a stream holds for each token."""
-        return self.weightless.width
+    def width(self, tokens: int) -> int:
+        """How many numbers a stream of samples of so many tokens holds for each token."""
+        return self.weightless.width(tokens)
 
     def own_bytes(self, tokens: int) -> int:
         """The bytes of what blocks are passed for one sample of `tokens` tokens and differs between samples."""

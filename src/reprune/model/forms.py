@@ -3,6 +3,10 @@
 Most models hand (samples, tokens, hidden) from block to block. Some have the samples at a later axis, after several
 parallel states. Some blocks hand on more than the states, such as shared keys and values or what a router computed.
 These values are carried along as further columns of the states, so many for each token, zero until a block writes them.
+
+Whole numbers, such as the tokens that an indexer has chosen for each token, are carried in the last columns. Float32
+holds them exactly below 2^24. How many a token has may depend on the number of tokens, so the stream's width tells it.
+They choose rather than measure: no error is measured of them, and two streams of them are never mixed.
 """
 
 from __future__ import annotations
@@ -31,24 +35,36 @@ class Beside:
 @final
 @dataclass(frozen=True)
 class Slot:
-    """Values that some blocks hand to later ones besides the states, a fixed number for each token."""
+    """Values that some blocks hand to later ones besides the states, a fixed number for each token.
+
+    Of whole numbers the last size may depend on the number of tokens.
+    """
 
     place: Place
-    shape: tuple[int, ...]  # of one token's values
+    shape: tuple[int, ...]  # of one token's values; of whole numbers, in a trial with a few tokens
     axis: int  # of the tokens; samples are axis 0
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers, or true or false."""
+        return not self.dtype.is_floating_point
 
     @property
     def width(self) -> int:
         return math.prod(self.shape)
 
     def columns(self, value: Tensor) -> Tensor:
-        """A block's output as columns, (samples, tokens, width)."""
+        """A block's output as columns, (samples, tokens, width), in its own dtype."""
         value = value.movedim(self.axis, 1)
-        return value.reshape(*value.shape[:2], self.width)
+        return value.reshape(*value.shape[:2], -1 if self.whole else self.width)
 
     def value(self, columns: Tensor) -> Tensor:
-        """The reverse: columns in the layout that blocks read."""
-        return columns.reshape(*columns.shape[:2], *self.shape).movedim(1, self.axis)
+        """The reverse: columns in the layout, and whole numbers in the dtype, that blocks read."""
+        if not self.whole:
+            return columns.reshape(*columns.shape[:2], *self.shape).movedim(1, self.axis)
+        shape = (*self.shape[:-1], -1) if self.shape else ()
+        return columns.reshape(*columns.shape[:2], *shape).movedim(1, self.axis).to(self.dtype)
 
 
 @final
@@ -59,7 +75,7 @@ class Form:
     samples: int = 0  # the axis of samples in the model's states
     tokens: int = 1  # the axis of tokens
     rest: tuple[int, ...] = ()  # the sizes of the other axes; needed if there are slots
-    slots: tuple[Slot, ...] = ()  # of all blocks
+    slots: tuple[Slot, ...] = ()  # of all blocks; those of whole numbers come last
     reads: frozenset[int] = frozenset()  # indices of the slots that earlier blocks wrote for this one
     writes: frozenset[int] = frozenset()  # indices of the slots that it writes
     runs: bool = True  # False if the model skips the block
@@ -69,18 +85,38 @@ class Form:
         """Whether samples and tokens come first in the model's states too."""
         return (self.samples, self.tokens) == (0, 1)
 
-    def of(self, states: Tensor) -> Tensor:
-        """A model's states as a stream's, (samples, tokens, ...), with all slots zero."""
+    @property
+    def whole(self) -> frozenset[int]:
+        """The indices of the slots of whole numbers."""
+        return frozenset(number for number, slot in enumerate(self.slots) if slot.whole)
+
+    def of(self, states: Tensor, whole_width: int = 0) -> Tensor:
+        """A model's states as a stream's, (samples, tokens, ...), with all slots zero.
+
+        `whole_width` is the number of columns of each slot of whole numbers; the others' is known.
+        """
         main = self._main(states)
         if not self.slots:
             return main
-        return torch.cat([main, main.new_zeros(*main.shape[:2], sum(slot.width for slot in self.slots))], dim=-1)
+        width = sum(whole_width if slot.whole else slot.width for slot in self.slots)
+        return torch.cat([main, main.new_zeros(*main.shape[:2], width)], dim=-1)
 
     def states(self, stream: Tensor) -> Tensor:
         """A stream's states without its slots, (samples, tokens, ...)."""
         if not self.slots:
             return stream
         return stream[..., : math.prod(self.rest)].reshape(*stream.shape[:-1], *self.rest)
+
+    def measured(self, stream: Tensor) -> Tensor:
+        """A stream's states, and slots, as far as they are measured: all but whole numbers."""
+        if not self.whole:
+            return stream
+        return stream[..., : math.prod(self.rest) + sum(slot.width for slot in self.slots if not slot.whole)]
+
+    def mixed(self, stream: Tensor, other: Tensor, share: float) -> Tensor:
+        """A stream's states with a share of another's; the whole numbers stay its own."""
+        mixed = self.measured(stream).lerp(self.measured(other), share)
+        return torch.cat([mixed, stream[..., mixed.shape[-1] :]], dim=-1) if self.whole else mixed
 
     def entering(self, stream: Tensor) -> Tensor:
         """A stream's states without its slots, in the model's layout."""
@@ -121,18 +157,18 @@ class Form:
         return torch.cat(parts, dim=-1)
 
     def put_out(self, stream: Tensor) -> Tensor:
-        """What the block itself puts out: its states and the slots that it writes, without those of other blocks."""
+        """What is measured of what the block itself puts out: its states and the slots that it writes."""
         if not self.slots:
             return stream
-        written = [columns for number, _, columns in self._parts(stream) if number in self.writes]
+        written = [columns for number, _, columns in self._parts(stream) if number in self.writes - self.whole]
         return torch.cat([stream[..., : math.prod(self.rest)], *written], dim=-1)
 
     def beside(self, stream: Tensor) -> dict[int, Tensor]:
-        """The slots of a stream that the block returned besides the states, by their index in its tuple."""
+        """The floats of a stream that the block returned besides the states, by their index in its tuple."""
         return {
             slot.place: slot.value(columns)
             for number, slot, columns in self._parts(stream)
-            if number in self.writes and isinstance(slot.place, int)
+            if number in self.writes - self.whole and isinstance(slot.place, int)
         }
 
     def _main(self, states: Tensor) -> Tensor:
@@ -140,10 +176,13 @@ class Form:
         return main.flatten(2) if self.slots else main
 
     def _parts(self, stream: Tensor) -> Iterator[tuple[int, Slot, Tensor]]:
-        first = math.prod(self.rest)
+        first, whole = math.prod(self.rest), self.whole
+        known = first + sum(slot.width for slot in self.slots if not slot.whole)
+        each = (stream.shape[-1] - known) // max(len(whole), 1)
         for number, slot in enumerate(self.slots):
-            yield number, slot, stream[..., first : first + slot.width]
-            first += slot.width
+            width = each if number in whole else slot.width
+            yield number, slot, stream[..., first : first + width]
+            first += width
 
 
 PLAIN = Form()

@@ -20,7 +20,8 @@ from transformers import Cache
 
 from reprune.errors import UnsupportedModelError, short
 from reprune.model.block import Call
-from reprune.model.forms import Beside, Form, Place, Slot, is_shared
+from reprune.model.forms import Beside, Form, Place, Slot, found, is_shared
+from reprune.model.passing import to_device
 from reprune.model.without_weights import run_without_weights
 
 
@@ -113,7 +114,8 @@ def find_forms(
             those that the model uses after its blocks.
 
     Raises:
-        UnsupportedModelError: something is handed on that is not a fixed number of values for each token.
+        UnsupportedModelError: something is handed on that does not belong to a token, or whole numbers are used after
+            the blocks.
     """
     main, shared = plain.of(states), _shared(calls)
     plain = replace(plain, rest=tuple(main.shape[2:]))
@@ -127,7 +129,8 @@ def find_forms(
         if any(map(is_shared, call.args)):
             raise search.refusal(index, "it does so in an argument without a name")
         form = replace(plain, slots=tuple(search.slots), reads=reads[index])
-        call, stream = replace(call, form=form), form.of(torch.zeros_like(states, dtype=torch.float32))
+        call = replace(call, form=form)
+        stream = form.of(torch.zeros_like(states, dtype=torch.float32), search.whole_width)
         try:
             args, kwargs = call.bind(stream)
             handed = {name: dict(kwargs[name]) for name in shared.keys() & kwargs.keys()}
@@ -145,7 +148,10 @@ def find_forms(
         if any(not isinstance(place, int) and shared[place[0]] for place, _ in put_out):
             raise search.refusal(index, "it does so in one of several mappings of the same name")
         writes[index] = search.take(index, put_out)
+        if following is None and any(slot.whole and slot.place in wanted for slot in search.slots):
+            raise search.refusal(index, "that is whole numbers which are used after the last block")
     kept = [number for number, slot in enumerate(search.slots) if isinstance(slot.place, int) or number in read]
+    kept.sort(key=lambda number: search.slots[number].whole)
     plain = replace(plain, slots=tuple(search.slots[number] for number in kept))
     return [
         replace(
@@ -167,6 +173,11 @@ class _Search:
         self._tokens = tokens
         self.slots: list[Slot] = []
         self.at_hand: frozenset[int] = frozenset()
+
+    @property
+    def whole_width(self) -> int:
+        """How many columns each slot of whole numbers has in this trial."""
+        return next((slot.width for slot in self.slots if slot.whole), 0)
 
     def returned(self) -> dict[int, Tensor]:
         """Zeros for what blocks return besides the states for one sample, by index in their tuple."""
@@ -190,24 +201,64 @@ class _Search:
                 if known != slot:
                     raise self.refusal(index, "that has different shapes in different blocks")
                 return number
+        if slot.whole and self.whole_width not in (0, slot.width):
+            raise self.refusal(index, "that is several sets of whole numbers of different sizes")
         self.slots.append(slot)
         return len(self.slots) - 1
 
     def _slot(self, index: int, place: Place, value: Any) -> Slot:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or value.is_complex():
             what = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise self.refusal(index, f"that is {what}")
         places = [axis for axis, size in enumerate(value.shape) if axis and size == self._tokens]
-        if len(places) != 1 or len(value) != 1:
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        # A token may have one whole number for each token: those that it reads, in the order of their scores.
+        if not places or len(value) != 1 or (len(places) > 1 and dtype.is_floating_point):
             raise self.refusal(index, f"that has the shape {list(value.shape)} for one sample of {self._tokens} tokens")
-        (axis,) = places
-        return Slot(place, tuple(value.shape[1:axis] + value.shape[axis + 1 :]), axis)
+        axis = places[0]
+        return Slot(place, tuple(value.shape[1:axis] + value.shape[axis + 1 :]), axis, dtype)
 
     def refusal(self, index: int, why: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{self._model}: block {index} hands more than the hidden states to later blocks, and {why}; only floats "
+            f"{self._model}: block {index} hands more than the hidden states to later blocks, and {why}; only numbers "
             "that belong to a token can be carried along with the token's states."
         )
+
+
+@torch.no_grad()
+def find_whole_width(blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor) -> int:
+    """How many columns each slot of whole numbers has in a stream with as many tokens as these states.
+
+    A block is run without its weights for that: on the meta device, or if all depend on values, with zeros.
+
+    Args:
+        blocks: on the meta device; left as they are.
+        calls: what each is passed for one sample, with its form.
+        states: that enter the first block, in the model's layout.
+
+    Raises:
+        RuntimeError: no block can be run so.
+    """
+    whole = calls[0].form.whole
+    first = [
+        (block, call)
+        for block, call in zip(blocks, calls, strict=True)
+        if call.form.runs and whole & call.form.writes and not whole & call.form.reads
+    ]
+    for run, device in ((_run_on_meta, "meta"), (run_without_weights, "cpu")):
+        for block, call in first:
+            with suppress(Exception):  # whatever a module raises
+                (there,) = to_device([call], torch.device(device))
+                args, kwargs = there.bind(there.form.of(torch.zeros_like(states, dtype=torch.float32, device=device)))
+                outputs = run(block, args, kwargs)
+                for slot in (there.form.slots[number] for number in whole & there.form.writes):
+                    if (value := found(slot.place, outputs, kwargs)) is not None:
+                        return slot.columns(value).shape[-1]
+    raise RuntimeError("no block that hands whole numbers to later ones could be run by itself")
+
+
+def _run_on_meta(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return deepcopy(module).to("meta")(*args, **kwargs)
 
 
 def _shared(calls: Sequence[Call]) -> dict[str, bool]:

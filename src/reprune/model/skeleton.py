@@ -23,7 +23,7 @@ from reprune.errors import UnsupportedModelError, is_expected, short
 from reprune.model.bare import build_bare, longest_of
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
-from reprune.model.handing import find_forms, find_joined, hands_on, refuse_caches
+from reprune.model.handing import find_forms, find_joined, find_whole_width, hands_on, refuse_caches
 from reprune.model.linears import find_linears, is_linear
 from reprune.model.passing import Passing
 from reprune.model.quiet import quiet_transformers
@@ -58,6 +58,7 @@ class Skeleton:
         self.model = build_bare(folder, trust_remote_code)
         self.name = type(self.model).__name__  # in messages
         self.config: Any = self.model.config.get_text_config(decoder=True)
+        self._whole_widths: dict[int, int] = {}  # by number of tokens
         self._returned = 0
         self._early = False  # whether the model reads weights before it runs the module that holds them
         lists = _find_lists(self.model)
@@ -153,12 +154,26 @@ class Skeleton:
         Raises:
             UnsupportedModelError: the blocks do not hand the states from one to the next.
         """
-        forms = self.forms
+        form, whole_width = self.forms[self.running[0]], self.whole_width(ids.shape[1])
         states, calls = self._recorded(ids, fill, disturb)
-        if not any(isinstance(slot.place, int) for slot in forms[0].slots):  # no slot is returned
+        return form.of(states, whole_width), self._formed(calls)
+
+    def _formed(self, calls: list[Call]) -> list[Call]:
+        """The calls with the forms of their blocks."""
+        if not any(isinstance(slot.place, int) for slot in self.forms[0].slots):  # no slot is returned
             calls = [call.without_beside() for call in calls]
-        calls = [replace(call, form=form) for call, form in zip(calls, forms, strict=True)]
-        return forms[self.running[0]].of(states), calls
+        return [replace(call, form=form) for call, form in zip(calls, self.forms, strict=True)]
+
+    def whole_width(self, tokens: int) -> int:
+        """How many columns each slot of whole numbers has in a stream of samples of so many tokens."""
+        if not self.forms[0].whole:
+            return 0
+        if tokens not in self._whole_widths:
+            ids = torch.zeros(1, tokens, dtype=torch.int64)
+            states, calls = self._recorded(ids, fill_with_nothing, False)
+            self.release()
+            self._whole_widths[tokens] = find_whole_width(self.blocks, self._formed(calls), states)
+        return self._whole_widths[tokens]
 
     def predict(self, ids: Tensor, states: Tensor, fill: Fill, fill_after: Fill) -> Tensor:
         """Run the model's own forward with given outputs of its last block.

@@ -62,11 +62,11 @@ class Weightless:
         self._skeleton.release()
         return recorded
 
-    @property
-    def width(self) -> int:
-        """How many numbers a stream holds for each token."""
-        states = self._sample[0]
-        return states.numel() // (len(states) * states.shape[1])
+    def width(self, tokens: int) -> int:
+        """How many numbers a stream of samples of so many tokens holds for each token."""
+        states, form = self._sample[0], self._skeleton.forms[0]
+        measured = form.measured(states).numel() // (len(states) * states.shape[1])
+        return measured + len(form.whole) * self._skeleton.whole_width(tokens)
 
     @torch.no_grad()
     def own_bytes(self, tokens: int) -> int:
@@ -141,6 +141,7 @@ class Weightless:
         """A block whose weights take no memory, states of a few tokens, and what the block is passed with them."""
         states, calls = self._sample
         some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+        some[..., calls[index].form.measured(some).shape[-1] :] = 0  # whole numbers, which may be places of tokens
         module = without_weights(self._skeleton.blocks[index])
         return Block(index, module, torch.device("cpu"), Precision(), stacks), some, calls[index]
 

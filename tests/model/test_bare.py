@@ -26,7 +26,7 @@ from transformers import (
 
 from reprune.errors import InputError, UnsupportedModelError
 from reprune.model import bare
-from reprune.model.bare import build_bare, check_embedding, longest
+from reprune.model.bare import build_bare, check_embedding, longest, part_instead
 from reprune.model.skeleton import Skeleton
 from tests import tiny
 
@@ -99,6 +99,13 @@ def test_of_a_whole_that_embeds_no_tokens_the_parts_that_generate_are_named() ->
     whole = nn.ModuleDict(parts)
     with pytest.raises(UnsupportedModelError, match="of its parts, thinker can generate: load the model"):
         check_embedding(whole)
+
+
+def test_a_part_that_transformers_does_not_load_by_itself_is_not_named() -> None:
+    """As the text model of Kosmos 2, whose class and configuration only the whole model knows."""
+    part = tiny.build("llama")
+    part.__class__ = type("Inner", (type(part),), {})
+    assert part_instead(nn.ModuleDict({"inner": part})) == ""
 
 
 @pytest.mark.parametrize(("kind", "longest_"), [(RobertaConfig, 29), (BertConfig, 32), (OPTConfig, 32)])

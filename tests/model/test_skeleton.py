@@ -185,8 +185,11 @@ def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(tmp_path: P
         text_config=tiny.CONFIGS["opt"]().to_dict(),
         architectures=["Blip2ForConditionalGeneration"],
     ).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"through none as a whole .* \(TypeError: .*'pixel_values'\)"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"through none as a whole .* \(TypeError: .*'pixel_values'\)"
+    ) as said:
         Skeleton(tmp_path)
+    assert "; of its parts, language_model can generate: load the model with from_pretrained" in str(said.value)
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:

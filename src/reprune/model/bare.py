@@ -140,16 +140,24 @@ def check_embedding(model: Any) -> None:
     except Exception:  # Transformers' own error if it finds none, or whatever a model's own code raises
         found = None
     if not isinstance(found, nn.Module):
-        way = "have it return the module that embeds tokens"
-        if parts := [name for name, part in model.named_children() if _generates(part)]:
-            way = (
-                f"of its parts, {' and '.join(parts)} can generate: load the model with from_pretrained, save the part "
-                "that writes text with save_pretrained, copy the tokenizer's files there, and give that folder"
-            )
+        way = part_instead(model) or "have it return the module that embeds tokens"
         raise UnsupportedModelError(f"{type(model).__name__}: its get_input_embeddings() gives no module; {way}.")
 
 
+def part_instead(model: nn.Module) -> str:
+    """The end of a message: how to prune the part of a model that writes text; empty if none can be loaded alone."""
+    parts = [name for name, part in model.named_children() if _generates(part)]
+    if not parts:
+        return ""
+    return (
+        f"of its parts, {' and '.join(parts)} can generate: load the model with from_pretrained, save the part that "
+        "writes text with save_pretrained, copy the tokenizer's files there, and give that folder"
+    )
+
+
 def _generates(module: nn.Module) -> bool:
+    if getattr(transformers, type(module).__name__, None) is not type(module):  # no folder of its own names its class
+        return False
     return isinstance(module, PreTrainedModel) and bool(module.can_generate())
 
 

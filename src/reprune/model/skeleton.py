@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError, is_expected, short
-from reprune.model.bare import build_bare, longest_of
+from reprune.model.bare import build_bare, longest_of, part_instead
 from reprune.model.block import Call
 from reprune.model.forms import Beside, Form, axes
 from reprune.model.handing import find_forms, find_joined, find_whole_width, hands_on, refuse_caches
@@ -85,9 +85,11 @@ class Skeleton:
                 break
         self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
+            way = part_instead(self.model)
             raise UnsupportedModelError(
                 f"{self.name}: text passes through several lists of blocks, or through none as a whole "
-                f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{'' if ran else said}."
+                f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{'' if ran else said}"
+                f"{way and '; '}{way}."
             )
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []

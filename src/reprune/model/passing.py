@@ -87,7 +87,11 @@ class Passing:
             for (path, value), (_, changed) in zip(_leaves(one), _leaves(other), strict=True):
                 if not _equal(value, changed):
                     raise self._refusal(
-                        index, path, "depends on the blocks before it", "are connected by more than the hidden states"
+                        index,
+                        path,
+                        "depends on the blocks before it",
+                        "are connected by more than the hidden states",
+                        ": have those blocks write it to a dict that is empty before the first block",
                     )
 
     def _begin_own(self, index: int, path: Place, known: Any, value: Any, size: int) -> None:
@@ -113,11 +117,12 @@ class Passing:
         path: Place,
         what: str = "differs from sample to sample",
         who: str = "depend on more than the hidden states",
+        way: str = "",
     ) -> UnsupportedModelError:
         name = path[1] if path[0] == "kwargs" else f"argument {path[1]}"
         return UnsupportedModelError(
             f"{self._model}: block {index} is passed {name!r}, which {what}; "
-            f"blocks that {who} cannot be pruned one by one."
+            f"blocks that {who} cannot be pruned one by one{way}."
         )
 
 

@@ -315,7 +315,7 @@ class Skeleton:
                 if not torch.equal(states.nan_to_num(), handed.nan_to_num()):  # memory without values may hold any
                     raise UnsupportedModelError(
                         f"{self.name}: the model changes the hidden states between block {index - 1} "
-                        f"and block {index}, so its blocks cannot be run one by one."
+                        f"and block {index}, so its blocks cannot be run one by one: have the block change them."
                     )
             entered.append(states)
             calls.append(call)

@@ -26,6 +26,7 @@ Quirk = Literal[
     "by number",  # the linears of a block have no name of their own
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
+    "beside, of tokens, passed on",  # the first block hands it to the last, by way of those between
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
     "by name, of its own",  # each writes to a mapping that only it is passed, and reads from it
     "by name, of the first",  # all need the first one's entry, and hand the next one whole numbers that it does not use
@@ -88,7 +89,7 @@ class _Block(nn.Module):
     def __init__(self, quirk: Quirk, hidden: int) -> None:
         super().__init__()
         self.quirk = quirk
-        self.is_first = False
+        self.is_first = self.is_last = False
         up, down = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden, bias=False)
         if quirk == "by number":
             self.mlp = nn.Sequential(up, nn.ReLU(), down)
@@ -129,6 +130,8 @@ class _Block(nn.Module):
             if self.is_first:
                 side["seen"] = out.mean(-1, keepdim=True)
             return out + side["seen"], out.argmax(-1, keepdim=True)
+        if self.quirk == "beside, of tokens, passed on" and not self.is_first:
+            return out + side if self.is_last else out, side
         if self.quirk in _MAPPINGS:
             for value in side.values():
                 out = out + value
@@ -173,7 +176,7 @@ class _Base(nn.Module):
         if self.quirk == "no blocks":
             return
         self.layers = nn.ModuleList(_Block(self.quirk, hidden) for _ in range(config.num_hidden_layers))
-        self.layers[0].is_first = True
+        self.layers[0].is_first = self.layers[-1].is_last = True
         if self.quirk == "likely name":
             self.layers_norm = nn.LayerNorm(hidden)
         if self.quirk == "looked at":

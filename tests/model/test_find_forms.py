@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -61,6 +61,30 @@ def test_what_is_returned_is_for_the_next_block_alone() -> None:
 def test_what_is_none_in_truth_is_not_handed_on() -> None:
     forms = _forms((lambda x, side, beside: (x, None), {}), (_alone, {"beside": Beside(1)}))
     assert _reads_and_writes(forms) == [([], []), ([], [])]
+
+
+def _adds_if_given(x: Tensor, side: Any, beside: Any) -> Any:
+    return (x if beside is None else x + beside.sum()), beside
+
+
+def _passes_on(x: Tensor, side: Any, beside: Any) -> Any:
+    return x, beside
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ((_returns, _passes_on, _passes_on, _adds_if_given), {1, 2, 3}),
+        ((_returns, _adds_if_given, _adds_if_given, _passes_on), {1, 2}),
+        ((_returns, _passes_on, _returns, _adds_if_given), {3}),
+        ((lambda x, side, beside: (x, None), _passes_on, _adds_if_given), set()),
+    ],
+)
+def test_what_blocks_pass_on_as_it_is_reaches_the_one_that_uses_it(blocks: Sequence[Puts], expected: set[int]) -> None:
+    first = Call((None,), {}, 0)
+    calls = [first, *[replace(first, kwargs={"beside": Beside(1)})] * (len(blocks) - 1)]
+    modules = nn.ModuleList(map(_Hands, blocks)).to("meta")
+    assert find_joined(modules, calls, range(len(blocks)), torch.zeros(1, 11, 4)) == expected
 
 
 def test_what_is_returned_to_a_block_that_reads_a_mapping_is_handed_on_only_if_it_is_used() -> None:

@@ -26,7 +26,7 @@ joined = pytest.mark.parametrize("name", list(tiny.JOINED))
 sizes = pytest.mark.parametrize("size", [1, 3, 7])
 _OF_TOKENS: tuple[odd.Quirk, ...] = (
     *("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens", "by name, of its own"),
-    *("by name, of the first", "beside, numbers", "beside, chosen"),
+    *("by name, of the first", "beside, of tokens, passed on", "beside, numbers", "beside, chosen"),
 )
 
 

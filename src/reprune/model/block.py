@@ -38,10 +38,8 @@ class Call:
 
         With `anew`, empty mappings are copied, so that what a block writes to one does not reach another pass.
         """
-        args, kwargs = self.args, self.kwargs
-        if anew:
-            args, kwargs = tuple(map(_anew, args)), {key: _anew(value) for key, value in kwargs.items()}
-        args, kwargs = self.form.hand(args, kwargs, stream)
+        own = self.each(_anew) if anew else self
+        args, kwargs = self.form.hand(own.args, own.kwargs, stream)
         states = self.form.entering(stream)
         if isinstance(self.states, str):
             return args, {**kwargs, self.states: states}
@@ -52,11 +50,15 @@ class Call:
         """The placeholders for what the previous block returns besides the states."""
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Beside)]
 
-    def without_beside(self) -> Call:
-        """The same call with None in place of the placeholders."""
-        args = tuple(None if isinstance(value, Beside) else value for value in self.args)
-        kwargs = {key: None if isinstance(value, Beside) else value for key, value in self.kwargs.items()}
-        return replace(self, args=args, kwargs=kwargs)
+    def each(self, change: Callable[[Any], Any]) -> Call:
+        """The same call with each argument changed."""
+        kwargs = {key: change(value) for key, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
+
+    def without_beside(self, given: Mapping[int, Any] | None = None) -> Call:
+        """The same call with values in place of the placeholders, by their index in the tuple; None where none is."""
+        known = given or {}
+        return self.each(lambda value: known.get(value.place) if isinstance(value, Beside) else value)
 
 
 def _anew(value: Any) -> Any:

@@ -41,6 +41,8 @@ def refuse_caches(model: str, calls: Sequence[Call]) -> None:
 def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[int], states: Tensor) -> set[int]:
     """The indices of the blocks that use what the one before them returns besides the hidden states.
 
+    So do those that only pass it on, to a block that uses it.
+
     Args:
         blocks: on the meta device; left as they are.
         calls: what each is passed, with placeholders for what the one before it returns besides the states.
@@ -51,40 +53,37 @@ def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[
         return set()
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     entries: dict[int, Any] = {}  # by identity of a mapping that blocks are passed: a copy that they write to
-    calls = [_with_entries(call, entries) for call in calls]
 
-    def run(index: int, call: Call) -> Any:
-        return run_without_weights(blocks[index], *call.bind(some, anew=False))
-
-    found: set[int] = set()
-    for number, index in enumerate(running):
-        call = calls[index]
-        if not call.beside and not entries:
-            continue
-        with suppress(Exception):  # whatever it raises, a placeholder was used, or the block cannot be run
-            run(index, call)
-            continue
-        if call.beside:
-            found.add(index)
-            before = running[number - 1]
-            with suppress(Exception):  # it cannot be determined
-                given = run(before, calls[before].without_beside())
-                if all(given[beside.place] is None for beside in call.beside):
-                    found.remove(index)
-            with suppress(Exception):
-                run(index, call.without_beside())  # for what it writes to mappings
-    return found
-
-
-def _with_entries(call: Call, entries: dict[int, Any]) -> Call:
-    """The call with copies of the empty mappings, one for each mapping."""
-
-    def copied(value: Any) -> Any:
+    def with_entries(value: Any) -> Any:
         return entries.setdefault(id(value), deepcopy(value)) if is_shared(value) else value
 
-    return replace(
-        call, args=tuple(map(copied, call.args)), kwargs={key: copied(value) for key, value in call.kwargs.items()}
-    )
+    def run(index: int, call: Call) -> dict[int, Any]:
+        outputs = run_without_weights(blocks[index], *call.bind(some, anew=False))
+        return dict(enumerate(outputs)) if isinstance(outputs, tuple | list) else {}
+
+    used: dict[int, set[int]] = {}  # by block: what it may use, by index in the tuple of the one before it
+    passed_on: dict[int, dict[int, int]] = {}  # by block: what it returns as it is given it, by index in both tuples
+    given: dict[int, Any] | None = {}  # what the one before it returns; None if that one cannot be run
+    for index in running:
+        call, before = calls[index].each(with_entries), given
+        there = {beside.place for beside in call.beside if before is None or before.get(beside.place) is not None}
+        if there:
+            try:
+                returned = run(index, call).items()
+                passed_on[index] = {place: value.place for place, value in returned if isinstance(value, Beside)}
+            except Exception:  # whatever it raises, a placeholder was used, or the block cannot be run
+                used[index] = there
+        given = None
+        with suppress(Exception):
+            given = run(index, call.without_beside(before))
+    found: set[int] = set()
+    wanted: set[int] = set()  # what later blocks use of what this one returns
+    for index in reversed(running):
+        known = passed_on.get(index, {})
+        wanted = used.get(index, set()) | {known[place] for place in wanted & known.keys()}
+        if wanted:
+            found.add(index)
+    return found
 
 
 def hands_on(calls: Sequence[Call]) -> bool:

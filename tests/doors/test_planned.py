@@ -152,9 +152,13 @@ def test_products_of_another_machine_are_as_asked_or_as_its_gpu_multiplies_fast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(planned, "slowness", lambda *_: pytest.fail("it runs elsewhere"))
-    for asked, products in (("auto", "bfloat16"), ("float32", "float32"), ("float16", "float16")):
-        plan = reprune.plan("llama", **RUN, on="h100", settings=f"precision={asked}")
+    held: dict[str, int] = {}
+    names = ("bfloat16", "float16", "float32")
+    for asked, products in (("auto", "bfloat16"), *zip(names, names, strict=True)):
+        plan = reprune.plan("llama", **RUN, on="h100", settings=[f"precision={asked}", "distill=1"])
         assert (plan.recipe.precision, plan.products) == (asked, products)
+        held[asked] = plan.forecast.device_bytes
+    assert held["auto"] == held["bfloat16"] < held["float32"], "the head is held as it is multiplied by"
 
 
 def _bytes(plan: Plan) -> tuple[bool, bool]:

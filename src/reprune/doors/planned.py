@@ -168,7 +168,7 @@ class Plan:
         """
         recipe, writer = self.recipe, self._writer_bytes(self.texts)
         if self.machine is not None:
-            there = recipe.model_copy(update={"device": "cuda"})
+            there = recipe.model_copy(update={"device": "cuda", "precision": self.products})
             return forecast(there, self._work, self.machine.speed(self.products), resident_bytes(), self.crew, writer)
         speed = measure_speed(torch.device(recipe.device), DTYPES[self.products])
         return forecast(recipe, self._work, speed, resident_bytes(), self.crew, writer)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from reprune.doors.devices import check_begun_on, slowness
+from reprune.doors.devices import check_begun_on, or_in_float32, slowness
 from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import self_generated, unwritten
 from reprune.doors.given import Sources, made_recipe
@@ -25,7 +25,6 @@ from reprune.doors.prepare import (
     count_samples,
     draw,
     open_decoder,
-    or_in_float32,
     refusal,
     said_lacking,
     settle,
@@ -137,8 +136,8 @@ def prune_by_recipe(
 ) -> dict[str, Any]:
     """Like `prune`, with a finished recipe and what the runs of a study share; only the first rank uses `out`."""
     return or_in_float32(
-        recipe,
-        lambda one: _prune(one, out, watcher, shared, ranks),
+        recipe.precision,
+        lambda one: _prune(recipe.model_copy(update={"precision": one}), out, watcher, shared, ranks),
         watcher.note,
         lambda: ranks.alone and not refusal(lambda: check_out(out)),
     )

@@ -119,10 +119,22 @@ def in_precision(precision: str, device: str, work: Callable[[str], Value], noti
     settled = settle_precision(precision, device)
     for slow in slowness(precision, device):
         notify(f"note: {slow}")
+    return or_in_float32(
+        precision, lambda one: work(settled if one == precision else one), lambda said: notify(f"note: {said}")
+    )
+
+
+def or_in_float32(
+    precision: str, work: Callable[[str], Value], note: Callable[[str], None], may: Callable[[], bool] = lambda: True
+) -> Value:
+    """Call `work` with the precision and return its result.
+
+    With `auto`, it is called again with float32 if the model needs that and this `may` still be done.
+    """
     try:
-        return work(settled)
+        return work(precision)
     except HalfPrecisionError as error:
-        if precision != "auto":
+        if precision != "auto" or not may():
             raise
-        notify(f"note: {error.reason}; float32 is used instead")
+        note(f"{error.reason}; float32 is used instead")
     return work("float32")

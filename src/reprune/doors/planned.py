@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from reprune.doors.devices import DTYPES, slowness
+from reprune.doors.devices import DTYPES, or_in_float32, slowness
 from reprune.doors.found import find_headers, find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
 from reprune.doors.given import made_recipe
@@ -27,7 +27,6 @@ from reprune.doors.prepare import (
     check_texts,
     count_samples,
     open_decoder,
-    or_in_float32,
     refusal,
     settle,
     settle_seqlen,
@@ -202,8 +201,8 @@ def plan_by_recipe(
         InputError: the recipe does not fit the model at all. Other refusals are in `Plan.refusals`.
     """
     return or_in_float32(
-        recipe,
-        lambda one: _plan(one, watcher, machine, crew, out, download),
+        recipe.precision,
+        lambda one: _plan(recipe.model_copy(update={"precision": one}), watcher, machine, crew, out, download),
         watcher.note,
         lambda: crew.count == 1,  # as in a run
     )

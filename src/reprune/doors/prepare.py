@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from reprune.doors.memory import available_memory
 from reprune.engine.footprint import disk_bytes, least_memory_bytes
 from reprune.engine.ledger import Ledger
 from reprune.engine.names import RECORD
-from reprune.errors import HalfPrecisionError, InputError
+from reprune.errors import InputError
 from reprune.files.readable import is_there
 from reprune.math.ranks import ALONE, Ranks
 from reprune.model.block import Precision
@@ -33,8 +32,6 @@ from reprune.planning.shares import share_out
 from reprune.planning.sources import SourceSpec, find_source, parse_source
 from reprune.planning.tokenizer import load_tokenizer
 
-Value = TypeVar("Value")
-
 DEFAULT_SEQLEN = 1024  # the paper's
 _UNWRITTEN = "c4"  # in place of texts that the model has yet to write: any source that is not on this machine
 
@@ -46,22 +43,6 @@ def refusal(check: Callable[[], object]) -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def or_in_float32(
-    recipe: Recipe, work: Callable[[Recipe], Value], note: Callable[[str], None], may: Callable[[], bool]
-) -> Value:
-    """Call `work` with the recipe and return its result.
-
-    With precision `auto`, it is called again with float32 if the model needs that and this `may` still be done.
-    """
-    try:
-        return work(recipe)
-    except HalfPrecisionError as error:
-        if recipe.precision != "auto" or not may():
-            raise
-        note(f"{error.reason}; float32 is used instead")
-    return work(recipe.model_copy(update={"precision": "float32"}))
 
 
 def check_dense(folder: Path) -> None:

@@ -35,10 +35,14 @@ def dbrx(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 PRUNE = ["prune", "dbrx", "--out", "out", "--reconstruct", "BR+GP", "--device", "cpu"]
 
 
-def test_prune_goes_on_in_float32(cli: Cli, here: Path, dbrx: Path) -> None:
+def test_prune_goes_on_in_float32_and_tells_no_note_twice(
+    cli: Cli, here: Path, dbrx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "said_of_threads", lambda: "too many threads")
     said = cli(*PRUNE, *QUICK, "--set", "precision=auto")
     assert said.code == 0
-    assert " ".join(said.out.split()).count("float32 is used instead") == 1
+    for note in ("float32 is used instead", "note: too many threads"):
+        assert " ".join(said.out.split()).count(note) == 1
     assert reprune.status("out").recipe["precision"] == "float32"
     cli(*PRUNE[:3], "plain", *PRUNE[4:], *QUICK)
     one, other = tensors(here / "out"), tensors(here / "plain")

@@ -53,6 +53,7 @@ class _Lines(Watcher):
     def __init__(self, output: Console, verbose: bool) -> None:
         self._output = output
         self._verbose = verbose
+        self._told: set[str] = set()
         self._windows = 0
         self._left = 0
         self._seconds: list[float] = []
@@ -111,7 +112,9 @@ class _Lines(Watcher):
         return clock(each * (self._left - share))
 
     def note(self, text: str) -> None:
-        self._output.print(wrapped(f"note: {text}"), style="yellow")
+        if text not in self._told:  # what goes on in float32 is begun once more, with the same notes
+            self._told.add(text)
+            self._output.print(wrapped(f"note: {text}"), style="yellow")
 
 
 @final

@@ -1,13 +1,20 @@
-"""A fixture for the engine's tests: a shortened source "manual"."""
+"""Fixtures for the engine's tests: a shortened source "manual", and runs that several tests of a file look at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import pytest
 
+from tests.engine.quick import prune
+
 _CHARACTERS = 2000
+
+Once = Callable[..., tuple[dict[str, Any], Path]]
 
 
 @pytest.fixture(scope="module")
@@ -19,3 +26,18 @@ def short_manual() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topics, "topics", {name: text[:_CHARACTERS] for name, text in topics.topics.items()})
         yield
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Prunes as `prune` does, but once for all tests of a file that ask for the same.
+
+    It gives the record and the folder of the result; tests must change neither.
+    """
+
+    @cache
+    def run(model: Path, *settings: str, **options: Any) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp("once")
+        return prune(model, out, *settings, **options), out
+
+    return run

@@ -17,6 +17,7 @@ from reprune.errors import InputError
 from reprune.math.patterns import NM
 from reprune.model.decoder import Decoder
 from tests import tiny
+from tests.engine.conftest import Once
 from tests.engine.quick import prune, tensors
 
 
@@ -89,12 +90,12 @@ def test_an_expert_that_too_few_tokens_reach_is_pruned_by_magnitude_and_named(mi
 
 
 def test_experts_whose_statistics_do_not_fit_at_once_are_pruned_as_those_that_do(
-    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixtral: Path, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prune(mixtral, tmp_path / "once", reconstruct="LR")
+    _, at_once = once(mixtral, reconstruct="LR")
     monkeypatch.setattr(group_statistics, "AT_ONCE", 4 * 64**2)
     prune(mixtral, tmp_path / "often", reconstruct="LR")
-    one, other = tensors(tmp_path / "once"), tensors(tmp_path / "often")
+    one, other = tensors(at_once), tensors(tmp_path / "often")
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -109,8 +110,8 @@ class Stopper(reprune.Watcher):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_goes_on_keeps_what_it_knew_of_experts(mixtral: Path, tmp_path: Path) -> None:
-    whole = prune(mixtral, tmp_path / "whole", reconstruct="BR+GP+CR")
+def test_a_run_that_goes_on_keeps_what_it_knew_of_experts(mixtral: Path, once: Once, tmp_path: Path) -> None:
+    whole, _ = once(mixtral, reconstruct="BR+GP+CR")
     with pytest.raises(KeyboardInterrupt):
         prune(mixtral, tmp_path / "broken", reconstruct="BR+GP+CR", watcher=Stopper())
     assert reprune.resume(tmp_path / "broken")["blocks"] == whole["blocks"]
@@ -118,12 +119,12 @@ def test_a_run_that_goes_on_keeps_what_it_knew_of_experts(mixtral: Path, tmp_pat
 
 @pytest.mark.parametrize("rung", ["BR+GP", "BR+GP+CR"])
 def test_tokens_may_be_fitted_with_the_experts_that_the_dense_model_chooses(
-    mixtral: Path, rung: str, tmp_path: Path
+    mixtral: Path, rung: str, once: Once, tmp_path: Path
 ) -> None:
-    own = prune(mixtral, tmp_path / "student", reconstruct=rung)
+    own, _ = once(mixtral, reconstruct=rung)
     dense = prune(mixtral, tmp_path / "teacher", "solver.routing=teacher", reconstruct=rung)
     assert own["blocks"][0]["calibration_error"] != dense["blocks"][0]["calibration_error"]
-    plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
+    plain, _ = once(mixtral, reconstruct="LR")
     assert dense["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
 
 
@@ -192,8 +193,8 @@ def test_an_expert_that_stays_dense_is_fitted_beside_those_that_are_pruned(mixtr
         assert not torch.equal(sparse[key], dense[key])
 
 
-def test_low_rank_updates_reach_experts(mixtral: Path, tmp_path: Path) -> None:
-    plain = prune(mixtral, tmp_path / "lr", reconstruct="LR")
+def test_low_rank_updates_reach_experts(mixtral: Path, once: Once, tmp_path: Path) -> None:
+    plain, _ = once(mixtral, reconstruct="LR")
     record = prune(mixtral, tmp_path / "out", "solver.rank=4", reconstruct="BR+GP", epochs=4)
     assert record["blocks"][-1]["calibration_error"] < plain["blocks"][-1]["calibration_error"]
     assert reprune.verify(tmp_path / "out").passed

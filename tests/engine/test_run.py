@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import reprune
 from tests import tiny
+from tests.engine.conftest import Once
 from tests.engine.quick import prune, samples_of, tensors
 
 RUNGS = ("LR", "BR", "BR+GP", "BR+GP+CR", "auto")
@@ -46,10 +47,11 @@ def test_every_architecture_is_pruned_from_disk_to_disk(
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
-def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_path: Path) -> None:
-    errors = [
+def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, once: Once, tmp_path: Path) -> None:
+    errors = [once(llama, pruner=pruner, reconstruct="LR")[0]["blocks"][-1]]
+    errors += [
         prune(llama, tmp_path / rung, "guard=off", pruner=pruner, reconstruct=rung, epochs=6)["blocks"][-1]
-        for rung in RUNGS[:4]
+        for rung in RUNGS[1:4]
     ]
     calibration = [error["calibration_error"] for error in errors]
     assert calibration == sorted(calibration, reverse=True)
@@ -58,13 +60,15 @@ def test_calibration_error_falls_along_the_ladder(llama: Path, pruner: str, tmp_
 @pytest.mark.parametrize(
     ("rung", "saved"), [*((rung, torch.float32) for rung in RUNGS), ("LR", torch.bfloat16), ("auto", torch.bfloat16)]
 )
-def test_the_recorded_block_errors_are_those_of_the_saved_model(rung: str, saved: torch.dtype, tmp_path: Path) -> None:
+def test_the_recorded_block_errors_are_those_of_the_saved_model(
+    rung: str, saved: torch.dtype, llama: Path, once: Once, tmp_path: Path
+) -> None:
     """The twin: whole models, hooks on their blocks, and the paper's formula."""
-    model = tiny.save("llama", tmp_path / "model", saved)
-    record = prune(model, tmp_path / "out", reconstruct=rung)
+    model = llama if saved == torch.float32 else tiny.save("llama", tmp_path / "model", saved)
+    record, out = once(model, reconstruct=rung)
     drawn = samples_of(model, record)
     for kind, ids in (("calibration", drawn.calibration), ("heldout", drawn.heldout)):
-        dense, sparse = (_block_outputs(folder, ids) for folder in (model, tmp_path / "out"))
+        dense, sparse = (_block_outputs(folder, ids) for folder in (model, out))
         for block, target, output in zip(record["blocks"], dense, sparse, strict=True):
             difference = (target - output).double().square()
             assert block[f"{kind}_error"] == pytest.approx(float(difference.mean()), rel=1e-4)
@@ -101,11 +105,11 @@ def test_a_local_teachers_targets_are_what_dense_blocks_make_of_the_sparse_strea
         assert window[f"{kind}_error"]["after"] == pytest.approx(difference, rel=1e-4)
 
 
-def test_masks_are_fixed_during_reconstruction(llama: Path, tmp_path: Path) -> None:
+def test_masks_are_fixed_during_reconstruction(llama: Path, once: Once, tmp_path: Path) -> None:
     """What magnitude pruning sets to zero does not depend on the rung, and training adds no zeros."""
-    prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
+    _, plain = once(llama, pruner="magnitude", reconstruct="LR")
     prune(llama, tmp_path / "cr", pruner="magnitude", reconstruct="BR+GP+CR", lr=1e-2)
-    before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "cr")
+    before, after = tensors(plain), tensors(tmp_path / "cr")
     changed = [key for key in before if not torch.equal(before[key], after[key])]
     assert any("layernorm" in key for key in changed), "norms are trained too"
     for key in (key for key in changed if "proj" in key):
@@ -122,11 +126,11 @@ def test_biases_of_the_window_are_trained(tmp_path: Path) -> None:
     assert all(not torch.equal(dense[key], sparse[key]) for key in biases if "k_proj" not in key)
 
 
-def test_the_statistics_come_from_the_sparse_stream(llama: Path, tmp_path: Path) -> None:
+def test_the_statistics_come_from_the_sparse_stream(llama: Path, once: Once) -> None:
     """The twin: Wanda on block 1, scored by hand with inputs that passed through the pruned block 0."""
-    record = prune(llama, tmp_path / "out", pruner="wanda", reconstruct="LR", samples=4)
+    record, out = once(llama, pruner="wanda", reconstruct="LR")
     ids = samples_of(llama, record).calibration
-    dense, sparse = tensors(llama), tensors(tmp_path / "out")
+    dense, sparse = tensors(llama), tensors(out)
     half_pruned = AutoModelForCausalLM.from_pretrained(llama)
     half_pruned.load_state_dict(
         {key: sparse[key] if "layers.0." in key else value for key, value in dense.items()}, strict=False
@@ -165,11 +169,11 @@ def test_any_window_size_and_stride_runs(llama: Path, tmp_path: Path) -> None:
     assert [block["index"] for block in record["blocks"]] == [0, 1, 2]
 
 
-def test_a_window_of_several_blocks_records_each_blocks_own_error(llama: Path, tmp_path: Path) -> None:
+def test_a_window_of_several_blocks_records_each_blocks_own_error(llama: Path, once: Once, tmp_path: Path) -> None:
     together = prune(
         llama, tmp_path / "3", "schedule.size=3", "schedule.stride=3", "solver.name=none", reconstruct="BR"
     )
-    alone = prune(llama, tmp_path / "1", reconstruct="LR")
+    alone, _ = once(llama, reconstruct="LR")
     for one, other in zip(together["blocks"], alone["blocks"], strict=True):
         assert one["calibration_error"] == pytest.approx(other["calibration_error"], rel=1e-5)
 
@@ -181,10 +185,10 @@ def test_the_written_recipe_gives_the_same_bits_again(llama: Path, tmp_path: Pat
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_streams_on_disk_give_the_same_bits_as_in_memory(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "memory", reconstruct="BR+GP+CR")
+def test_streams_on_disk_give_the_same_bits_as_in_memory(llama: Path, once: Once, tmp_path: Path) -> None:
+    _, in_memory = once(llama, reconstruct="BR+GP+CR")
     prune(llama, tmp_path / "disk", "streams.memory=0B", reconstruct="BR+GP+CR")
-    one, two = tensors(tmp_path / "memory"), tensors(tmp_path / "disk")
+    one, two = tensors(in_memory), tensors(tmp_path / "disk")
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert not (tmp_path / "disk" / ".reprune").exists()
 
@@ -199,10 +203,10 @@ def test_the_result_keeps_the_dtype_and_records_what_is_saved(tmp_path: Path) ->
     assert record["sparsity"] == pytest.approx(zeros / sum(tensor.numel() for tensor in pruned), abs=1e-12)
 
 
-def test_sequential_statistics_are_a_choice(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "one", pruner="wanda", reconstruct="LR")
-    prune(llama, tmp_path / "two", "pruner.sequential=true", pruner="wanda", reconstruct="LR")
-    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+def test_sequential_statistics_are_a_choice(llama: Path, once: Once, tmp_path: Path) -> None:
+    _, plain = once(llama, pruner="wanda", reconstruct="LR")
+    prune(llama, tmp_path / "sequential", "pruner.sequential=true", pruner="wanda", reconstruct="LR")
+    one, two = tensors(plain), tensors(tmp_path / "sequential")
     first, last = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
     assert torch.equal(one[first], two[first])
     assert not torch.equal(one[last], two[last])
@@ -228,14 +232,20 @@ def test_what_stays_dense_is_trained_where_there_is_an_error(
         assert [torch.equal(dense[key], sparse[key]) for key in own] == [index not in trained] * len(own)
 
 
+@pytest.fixture
+def pruned_before(llama: Path, once: Once, tmp_path: Path) -> Path:
+    """A model of whose attention half is zero, with nothing that says why."""
+    first = shutil.copytree(once(llama, only="attention", reconstruct="LR")[1], tmp_path / "first")
+    (first / "reprune.json").unlink()
+    return first
+
+
 @pytest.mark.parametrize("settings", [(), ("solver.compact=true",), ("solver.rank=4",), ("distill=1",)])
 def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
-    settings: tuple[str, ...], llama: Path, tmp_path: Path
+    settings: tuple[str, ...], pruned_before: Path, tmp_path: Path
 ) -> None:
-    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
-    (tmp_path / "first" / "reprune.json").unlink()
-    record = prune(tmp_path / "first", tmp_path / "second", "guard=off", *settings, only="mlp", reconstruct="BR+GP+CR")
-    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "second")
+    record = prune(pruned_before, tmp_path / "second", "guard=off", *settings, only="mlp", reconstruct="BR+GP+CR")
+    first, second = tensors(pruned_before), tensors(tmp_path / "second")
     attention = [key for key in first if "self_attn" in key]
     assert not any(torch.equal(first[key], second[key]) for key in attention)
     assert all(torch.equal(first[key] == 0, second[key] == 0) for key in attention)
@@ -245,15 +255,15 @@ def test_what_was_pruned_before_and_is_not_now_keeps_its_zeros(
     assert [window["notes"] for window in record["windows"]] == [*notes, []]
 
 
-def test_such_zeros_stay_where_nothing_but_distillation_would_fill_them_too(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
-    (tmp_path / "first" / "reprune.json").unlink()
+def test_such_zeros_stay_where_nothing_but_distillation_would_fill_them_too(
+    pruned_before: Path, tmp_path: Path
+) -> None:
     for blocks in (0, 1):
         record = prune(
-            tmp_path / "first", tmp_path / f"{blocks}", f"distill={blocks}", "guard=off", only="mlp", reconstruct="LR"
+            pruned_before, tmp_path / f"{blocks}", f"distill={blocks}", "guard=off", only="mlp", reconstruct="LR"
         )
         assert [len(window["notes"]) for window in record["windows"]] == [blocks] * 3
-    first, second = tensors(tmp_path / "first"), tensors(tmp_path / "1")
+    first, second = tensors(pruned_before), tensors(tmp_path / "1")
     for key in (key for key in first if "layers.2.self_attn" in key):
         assert not torch.equal(first[key], second[key])
         assert torch.equal(first[key] == 0, second[key] == 0)
@@ -274,20 +284,18 @@ def test_zeros_of_rounding_to_four_bits_are_trained(llama: Path, tmp_path: Path)
     assert not any(window["notes"] for window in record["windows"])
 
 
-def test_the_rate_goes_by_what_is_pruned_in_this_run(llama: Path, tmp_path: Path) -> None:
-    prune(llama, tmp_path / "first", only="attention", reconstruct="LR")
-    (tmp_path / "first" / "reprune.json").unlink()
+def test_the_rate_goes_by_what_is_pruned_in_this_run(llama: Path, pruned_before: Path, tmp_path: Path) -> None:
     mlp = {"only": "mlp", "pruner": "magnitude", "reconstruct": "BR+GP", "lr": "1%", "epochs": 1}
-    records = [prune(model, tmp_path / f"of-{model.name}", **mlp) for model in (llama, tmp_path / "first")]
+    records = [prune(model, tmp_path / f"of-{model.name}", **mlp) for model in (llama, pruned_before)]
     rates = [[window["epochs"][0]["lr"] for window in record["windows"]] for record in records]
     assert rates[0] == rates[1]
 
 
 @pytest.mark.parametrize(("only", "dense"), [("attention", "mlp"), ("mlp", "self_attn")])
-def test_only_a_part_of_each_block_can_be_pruned(llama: Path, only: str, dense: str, tmp_path: Path) -> None:
-    record = prune(llama, tmp_path / "out", only=only, reconstruct="LR")
+def test_only_a_part_of_each_block_can_be_pruned(llama: Path, only: str, dense: str, once: Once) -> None:
+    record, out = once(llama, only=only, reconstruct="LR")
     assert record["recipe"]["only"] == only
-    one, other = tensors(llama), tensors(tmp_path / "out")
+    one, other = tensors(llama), tensors(out)
     for key in (key for key in one if "proj" in key):
         assert torch.equal(one[key], other[key]) == (dense in key)
     names = {matrix["name"] for block in record["blocks"] for matrix in block["matrices"]}

@@ -17,6 +17,7 @@ from reprune.math.adam import Adam, Descent
 from reprune.math.reconstruction_error import Error
 from reprune.math.solver import Epoch, Objective
 from tests import tiny
+from tests.engine.conftest import Once
 from tests.engine.quick import prune, samples_of, tensors
 from tests.engine.test_run import _block_outputs
 
@@ -95,11 +96,11 @@ def test_auto_chooses_for_each_window_and_does_not_overfit(llama: Path, tmp_path
     assert record["blocks"][-1]["heldout_error"] < min(last["heldout_error"] for last in fixed.values())
 
 
-def test_reconstructed_names_the_blocks_that_changed(llama: Path, tmp_path: Path) -> None:
+def test_reconstructed_names_the_blocks_that_changed(llama: Path, once: Once, tmp_path: Path) -> None:
     """The twin: compare the weights of LR with those of auto."""
-    prune(llama, tmp_path / "lr", pruner="magnitude", reconstruct="LR")
+    _, plain = once(llama, pruner="magnitude", reconstruct="LR")
     record = prune(llama, tmp_path / "auto", pruner="magnitude", reconstruct="auto", lr=3e-2)
-    before, after = tensors(tmp_path / "lr"), tensors(tmp_path / "auto")
+    before, after = tensors(plain), tensors(tmp_path / "auto")
     changed = {index for window in record["windows"] for index in window["reconstructed"]}
     for index in range(3):
         differ = any(not torch.equal(before[key], after[key]) for key in before if f"layers.{index}." in key)
@@ -144,7 +145,7 @@ def test_a_standardized_loss_is_fitted_and_judged_in_its_own_measure(llama: Path
     assert last["relative_calibration_error"]["after"] != pytest.approx(block["relative_calibration_error"], rel=1e-3)
 
 
-def test_how_much_of_the_power_one_feature_has_is_on_record(llama: Path, tmp_path: Path) -> None:
+def test_how_much_of_the_power_one_feature_has_is_on_record(llama: Path, once: Once, tmp_path: Path) -> None:
     """Of the dense model's states after each block, on the samples that are calibrated on."""
     plain = prune(llama, tmp_path / "plain", reconstruct="BR+GP")
     for window, states in zip(
@@ -152,11 +153,11 @@ def test_how_much_of_the_power_one_feature_has_is_on_record(llama: Path, tmp_pat
     ):
         powers = states.double().square().flatten(0, 1).mean(0)
         assert window["largest_feature"] == pytest.approx(float(powers.max() / powers.sum()), rel=1e-5)
-    assert prune(llama, tmp_path / "lr", reconstruct="LR")["windows"][0]["largest_feature"] is None
+    assert once(llama, reconstruct="LR")[0]["windows"][0]["largest_feature"] is None
 
 
-def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path: Path) -> None:
-    plain = prune(llama, tmp_path / "plain", reconstruct="LR")
+def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, once: Once, tmp_path: Path) -> None:
+    plain, _ = once(llama, reconstruct="LR")
     record = prune(llama, tmp_path / "standardized", "solver.loss=standardized", reconstruct="LR")
     assert record["windows"][0]["loss"] == "squared"
     assert record["blocks"] == plain["blocks"]
@@ -164,10 +165,10 @@ def test_without_a_descent_there_is_nothing_to_standardize(llama: Path, tmp_path
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_micro_batches_end_at_the_same_weights(
-    llama: Path, micro: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, micro: int, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No more samples than one holds pass through a block at a time, whatever for."""
-    prune(llama, tmp_path / "whole", reconstruct="BR+GP", pruner="magnitude")
+    _, whole = once(llama, reconstruct="BR+GP", pruner="magnitude")
     run, sizes = Frontier.run, set[int]()
 
     def noted(self: Frontier, blocks: Any, states: torch.Tensor, samples: Any, *how: Any) -> torch.Tensor:
@@ -177,7 +178,7 @@ def test_micro_batches_end_at_the_same_weights(
     monkeypatch.setattr(Frontier, "run", noted)
     prune(llama, tmp_path / "parts", f"solver.micro_batch_size={micro}", reconstruct="BR+GP", pruner="magnitude")
     assert max(sizes) == micro
-    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    one, two = tensors(whole), tensors(tmp_path / "parts")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
 
@@ -232,13 +233,13 @@ def test_products_in_half_precision_come_near_those_in_full(llama: Path, precisi
 
 
 @pytest.mark.parametrize("rung", ["BR+GP+CR", "auto"])
-def test_low_rank_updates_reconstruct_too(llama: Path, rung: str, tmp_path: Path) -> None:
-    plain = prune(llama, tmp_path / "plain", pruner="magnitude", reconstruct="LR")
+def test_low_rank_updates_reconstruct_too(llama: Path, rung: str, once: Once, tmp_path: Path) -> None:
+    plain, out = once(llama, pruner="magnitude", reconstruct="LR")
     options = {"pruner": "magnitude", "reconstruct": rung, "lr": 1e-2, "epochs": 4}
     record = prune(llama, tmp_path / "low", "solver.rank=2", **options)
     assert record["blocks"][-1]["calibration_error"] < 0.9 * plain["blocks"][-1]["calibration_error"]
     assert record["sparsity"] == plain["sparsity"]
-    before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "low")
+    before, after = tensors(out), tensors(tmp_path / "low")
     for key in (key for key in before if "proj" in key):
         assert torch.equal(before[key] == 0, after[key] == 0)
     reprune.prune(llama, tmp_path / "again", recipe=tmp_path / "low" / "recipe.yaml")

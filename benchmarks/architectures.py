@@ -95,8 +95,8 @@ decoder is built here, of which Transformers makes a model of its own (`BartForC
 
 A refused model is refused before anything is written, for the reason in the table. Published configurations are not
 always the default ones. In GLM-5 (glm_moe_dsa, glm5_next) and Mistral Large 4 (mistral_large4), as in HY 4 (hy_v4),
-some blocks may use the tokens that an earlier block's indexer has chosen (`shared` among their `indexer_types`); with
-every second block of that kind, and 8 tokens chosen of 32 or all of them, these pass too.
+some blocks may use the tokens that an earlier block's indexer has chosen (`shared` among their `indexer_types`).
+These pass too, with 8 tokens chosen of 32 as well as with all.
 
 All of this is in float32 on the CPU. Most real runs have products in bfloat16, and many are on a GPU. So the same
 models are also pruned in these ways (SparseGPT 50 %, BR+GP), as far as a machine without a GPU can tell:

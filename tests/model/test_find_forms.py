@@ -67,6 +67,10 @@ def _adds_if_given(x: Tensor, side: Any, beside: Any) -> Any:
     return (x if beside is None else x + beside.sum()), beside
 
 
+def _cannot_be_run(x: Tensor, side: Any, beside: Any) -> Any:
+    raise RuntimeError
+
+
 def _passes_on(x: Tensor, side: Any, beside: Any) -> Any:
     return x, beside
 
@@ -78,6 +82,7 @@ def _passes_on(x: Tensor, side: Any, beside: Any) -> Any:
         ((_returns, _adds_if_given, _adds_if_given, _passes_on), {1, 2}),
         ((_returns, _passes_on, _returns, _adds_if_given), {3}),
         ((lambda x, side, beside: (x, None), _passes_on, _adds_if_given), set()),
+        ((_cannot_be_run, _passes_on, _adds_if_given), {1, 2}),
     ],
 )
 def test_what_blocks_pass_on_as_it_is_reaches_the_one_that_uses_it(blocks: Sequence[Puts], expected: set[int]) -> None:

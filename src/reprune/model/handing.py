@@ -63,7 +63,7 @@ def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[
 
     used: dict[int, set[int]] = {}  # by block: what it may use, by index in the tuple of the one before it
     passed_on: dict[int, dict[int, int]] = {}  # by block: what it returns as it is given it, by index in both tuples
-    given: dict[int, Any] | None = {}  # what the one before it returns; None if that one cannot be run
+    given: dict[int, Any] | None = {}  # what the one before it returns; None if that cannot be told
     for index in running:
         call, before = calls[index].each(with_entries), given
         there = {beside.place for beside in call.beside if before is None or before.get(beside.place) is not None}
@@ -75,7 +75,8 @@ def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[
                 used[index] = there
         given = None
         with suppress(Exception):
-            given = run(index, call.without_beside(before))
+            outputs = run(index, call.without_beside(before))
+            given = None if before is None and call.beside else outputs
     found: set[int] = set()
     wanted: set[int] = set()  # what later blocks use of what this one returns
     for index in reversed(running):

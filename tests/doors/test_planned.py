@@ -122,7 +122,9 @@ def test_what_blocks_take_is_that_on_the_machine_of_the_run(
     asked: list[Any] = []
     costs = Decoder.costs
     monkeypatch.setattr(Decoder, "costs", lambda self, *given: asked.append(given) or costs(self, *given))
-    assert reprune.plan("llama", **RUN, on=on).memory_bytes > 0
+    monkeypatch.setattr(planned, "resident_bytes", lambda: 10**9)
+    plan = reprune.plan("llama", **RUN, on=on)
+    assert plan.memory_bytes == plan.forecast.memory_bytes > 10**9
     assert asked == [(24, device)]
 
 

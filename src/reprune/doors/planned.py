@@ -165,18 +165,19 @@ class Plan:
 
         The time in which the model writes texts is not included.
         """
-        recipe, writer = self.recipe, self._writer_bytes(self.texts)
         if self.machine is not None:
-            there = recipe.model_copy(update={"device": "cuda", "precision": self.products})
-            return forecast(there, self._work, self.machine.speed(self.products), resident_bytes(), self.crew, writer)
-        speed = measure_speed(torch.device(recipe.device), DTYPES[self.products])
-        return forecast(recipe, self._work, speed, resident_bytes(), self.crew, writer)
+            return self._forecast(self.machine.speed(self.products), self.texts)
+        return self._forecast(measure_speed(torch.device(self.recipe.device), DTYPES[self.products]), self.texts)
 
     @property
     def memory_bytes(self) -> int:
         """The memory of the forecast; it depends neither on a machine's speed nor on its cache."""
-        writer = self._writer_bytes(texts_of(self.recipe))
-        return forecast(self.recipe, self._work, Speed(1.0, 1.0, 1.0), resident_bytes(), self.crew, writer).memory_bytes
+        return self._forecast(Speed(1.0, 1.0, 1.0), texts_of(self.recipe)).memory_bytes
+
+    def _forecast(self, speed: Speed, texts: int) -> Forecast:
+        elsewhere = {} if self.machine is None else {"device": "cuda", "precision": self.products}
+        recipe, writer = self.recipe.model_copy(update=elsewhere), self._writer_bytes(texts)
+        return forecast(recipe, self._work, speed, resident_bytes(), self.crew, writer)
 
 
 @undisturbed()

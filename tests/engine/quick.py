@@ -13,7 +13,7 @@ from reprune.doors.prepare import draw, open_decoder
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.samples import Samples
 
-QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 3, "device": "cpu"}
+QUICK = {"samples": 8, "seqlen": 24, "epochs": 2, "lr": 1e-3, "batch_size": 5, "device": "cpu"}
 
 
 def prune(model: Path, out: Path, *settings: str, **options: Any) -> dict[str, Any]:

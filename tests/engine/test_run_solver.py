@@ -29,7 +29,14 @@ def test_the_guard_never_ends_a_window_worse_than_it_began(llama: Path, tmp_path
     assert any(window["kept_epoch"] == 0 for window in record["windows"])
 
 
-OVERFIT = {"samples": 8, "heldout": "manual=8", "epochs": 30, "lr": 3e-3, "reconstruct": "BR+GP+CR"}
+OVERFIT = {
+    "samples": 8,
+    "heldout": "manual=8",
+    "epochs": 30,
+    "lr": 3e-3,
+    "batch_size": 3,
+    "reconstruct": "BR+GP+CR",
+}
 
 
 def course(window: dict[str, Any], measure: str) -> list[float]:

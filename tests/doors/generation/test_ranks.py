@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from reprune.doors.command.cli import main
+from reprune.planning.generation import rounds
 from tests.doors.conftest import QUICK, Cli
 from tests.doors.generation.test_generate import BOUND, FLAGS, files, half_is_english, reads  # noqa: F401  # for all
 from tests.engine import together
@@ -21,9 +23,7 @@ GENERATE = ["generate", "llama", *FLAGS, "--samples", "24", "--device", "cpu", "
 
 def writing(fault: tuple[int, int] | None, *arguments: str) -> None:
     """The command line, in which a rank is killed at the beginning of a round: (rank, round)."""
-    from reprune.doors.command.cli import main
     from reprune.doors.generation import generate
-    from reprune.planning.generation import rounds
 
     rounds.language_of = reads
 
@@ -40,10 +40,16 @@ def ended(count: int, *arguments: Any) -> list[together.Ended]:
     return [rank.wait(BOUND) for rank in together.start(count, writing, *arguments)]
 
 
-@pytest.fixture
-def whole(here: Path, cli: Cli) -> dict[str, bytes]:
-    assert cli(*GENERATE, "whole/self.jsonl", "-q").code == 0
-    return files(here / "whole")
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "llama").symlink_to(llama)
+    with pytest.MonkeyPatch.context() as there, pytest.raises(SystemExit, match="0"):
+        there.chdir(folder)
+        there.setattr(rounds, "language_of", reads)
+        main([*GENERATE, "whole/self.jsonl", "-q"])
+    return files(folder / "whole")
 
 
 @pytest.mark.parametrize("count", [3])

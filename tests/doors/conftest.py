@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import typer.main
 
 from reprune.doors.command.cli import main
 from tests import tiny
@@ -19,6 +21,7 @@ QUICK = [
     *("--batch-size", "4", "--device", "cpu", "--set", "precision=float32"),
 ]
 """Flags with which a tiny model is pruned in a moment."""
+_built = cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ def here(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cli(here: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Runs `reprune` with the given arguments and returns its exit code and output."""
+def cli(here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs `reprune` with the given arguments and returns its exit code and output.
+
+    All calls share what Typer makes of the commands' functions, which it would make anew for each.
+    """
     del here
+    monkeypatch.setattr(typer.main, "get_command", _built)
 
     def run(*arguments: str | Path) -> Said:
         capfd.readouterr()

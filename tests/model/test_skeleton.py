@@ -131,7 +131,9 @@ def test_a_forward_that_fails_is_refused_with_its_reason(tmp_path: Path, ids: Te
         raise RuntimeError("no weights here")
 
     blocks = list(skeleton.blocks)
-    with pytest.raises(UnsupportedModelError, match=r"OddModel: .*RuntimeError: no weights here"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"OddModel: .*RuntimeError: no weights here.*; it must run on input_ids"
+    ):
         skeleton.record(ids, fill)
     assert all(one is other for one, other in zip(skeleton.blocks, blocks, strict=True))
 
@@ -173,11 +175,13 @@ def test_what_takes_no_positions_says_so(tmp_path: Path) -> None:
 
 
 def test_several_lists_of_blocks_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"several lists .*model\.layers, model\.more"):
+    with pytest.raises(UnsupportedModelError, match=r"several lists .*model\.layers, model\.more.*; gather"):
         Skeleton(odd.save("two lists", tmp_path))
 
 
-def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(tmp_path: Path) -> None:
+def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     tf.Blip2Config(
         vision_config=layers | {"image_size": 28, "patch_size": 14},
@@ -190,6 +194,9 @@ def test_what_a_model_raises_that_does_not_run_on_text_alone_is_said(tmp_path: P
     ) as said:
         Skeleton(tmp_path)
     assert "; of its parts, language_model can generate: load the model with from_pretrained" in str(said.value)
+    monkeypatch.setattr("reprune.model.skeleton.part_instead", lambda _: "")
+    with pytest.raises(UnsupportedModelError, match=r"'pixel_values'\); have its forward run on input_ids alone\.$"):
+        Skeleton(tmp_path)
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:

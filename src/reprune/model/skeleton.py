@@ -85,11 +85,12 @@ class Skeleton:
                 break
         self._returned, self._early = 0, self._early and bool(ran)
         if len(ran) > 1 or (not ran and len(lists) > 1):
-            way = part_instead(self.model)
+            alone = "have its forward run on input_ids alone" if said and not ran else ""
+            way = part_instead(self.model) or alone or "gather their parts in one list, each to be run once"
             raise UnsupportedModelError(
                 f"{self.name}: text passes through several lists of blocks, or through none as a whole "
                 f"({', '.join(ran or lists)}), so its blocks cannot be pruned one after the other{'' if ran else said}"
-                f"{way and '; '}{way}."
+                f"; {way}."
             )
         path = next(iter(ran or lists))
         seen = calls.get(path, []) if ran else []
@@ -295,7 +296,8 @@ class Skeleton:
         self._early = False
         raise UnsupportedModelError(
             f"{self.name}: its forward does not run over recorders in place of its blocks "
-            f"({type(first).__name__}: {first})."
+            f"({type(first).__name__}: {first}); it must run on input_ids alone, and blocks must return the states "
+            "that they are given, alone or first in a tuple."
         ) from first
 
     def _record(self, ids: Tensor, fill: Fill, disturb: bool) -> tuple[Tensor, list[Call]]:

@@ -240,7 +240,7 @@ def _whole_width(tokens: int, *puts: Puts) -> int:
     forms = _forms(*zip(puts, calls, strict=True))
     given = [Call((None,), kwargs, 0, form) for kwargs, form in zip(calls, forms, strict=True)]
     modules = nn.ModuleList(map(_Hands, puts)).to("meta")
-    return find_whole_width(modules, given, torch.zeros(1, tokens, 4))
+    return find_whole_width("Model", modules, given, torch.zeros(1, tokens, 4))
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(3, 3), (11, 11), (16, 16), (40, 16)])
@@ -257,11 +257,14 @@ def test_how_many_whole_numbers_there_are_of_so_many_tokens_is_found_by_a_block_
 
 def test_a_block_that_runs_on_few_tokens_alone_is_no_help() -> None:
     def chooses(x: Tensor, side: Any, beside: Any) -> Any:
-        assert x.shape[1] == 11
+        if x.shape[1] != 11:
+            raise ValueError("too many")
         return _chooses(16)(x, side, beside)
 
     assert _whole_width(11, chooses, _hands_on) == 11
-    with pytest.raises(RuntimeError, match="could be run by itself"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"Model: no block .* by itself for samples of 12 tokens \(ValueError: too many\)"
+    ):
         _whole_width(12, chooses, _hands_on)
 
 

@@ -226,18 +226,19 @@ class _Search:
 
 
 @torch.no_grad()
-def find_whole_width(blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor) -> int:
+def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor) -> int:
     """How many columns each slot of whole numbers has in a stream with as many tokens as these states.
 
     A block is run without its weights for that: on the meta device, or if all depend on values, with zeros.
 
     Args:
+        model: its name, for messages.
         blocks: on the meta device; left as they are.
         calls: what each is passed for one sample, with its form.
         states: that enter the first block, in the model's layout.
 
     Raises:
-        RuntimeError: no block can be run so.
+        UnsupportedModelError: no block can be run so.
     """
     whole = calls[0].form.whole
     first = [
@@ -245,16 +246,22 @@ def find_whole_width(blocks: nn.ModuleList, calls: Sequence[Call], states: Tenso
         for block, call in zip(blocks, calls, strict=True)
         if call.form.runs and whole & call.form.writes and not whole & call.form.reads
     ]
+    said = ""
     for run, device in ((_run_on_meta, "meta"), (run_without_weights, "cpu")):
         for block, call in first:
-            with suppress(Exception):  # whatever a module raises
+            try:
                 (there,) = to_device([call], torch.device(device))
                 args, kwargs = there.bind(there.form.of(torch.zeros_like(states, dtype=torch.float32, device=device)))
                 outputs = run(block, args, kwargs)
                 for slot in (there.form.slots[number] for number in whole & there.form.writes):
                     if (value := found(slot.place, outputs, kwargs)) is not None:
                         return slot.columns(value).shape[-1]
-    raise RuntimeError("no block that hands whole numbers to later ones could be run by itself")
+            except Exception as error:  # whatever a module raises
+                said = f" ({short(error)})"
+    raise UnsupportedModelError(
+        f"{model}: no block that hands whole numbers to later blocks could be run by itself for samples of "
+        f"{calls[0].form.of(states).shape[1]} tokens{said}."
+    )
 
 
 def _run_on_meta(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -175,7 +175,7 @@ class Skeleton:
             ids = torch.zeros(1, tokens, dtype=torch.int64)
             states, calls = self._recorded(ids, fill_with_nothing, False)
             self.release()
-            self._whole_widths[tokens] = find_whole_width(self.blocks, self._formed(calls), states)
+            self._whole_widths[tokens] = find_whole_width(self.name, self.blocks, self._formed(calls), states)
         return self._whole_widths[tokens]
 
     def predict(self, ids: Tensor, states: Tensor, fill: Fill, fill_after: Fill) -> Tensor:

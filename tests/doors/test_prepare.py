@@ -21,7 +21,6 @@ from reprune.planning.sources import SourceSpec
 class _Model:
     """A stand-in for a model with so many blocks."""
 
-    width = 32
     vocabulary = 100
     name = "model"
     checkpoint = SimpleNamespace(bytes=1000, undownloaded_bytes=0)
@@ -34,6 +33,9 @@ class _Model:
 
     def __len__(self) -> int:
         return self.blocks
+
+    def width(self, tokens: int) -> int:
+        return 8 + tokens
 
     def own_bytes(self, tokens: int) -> int:
         return 7 * tokens
@@ -100,7 +102,7 @@ def test_the_disk_has_room_for_the_weights_and_for_states_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "disk_bytes", lambda recipe, blocks, stream, own, files: blocks + stream + own + files)
-    needed = 3 + 5 * 10 * 32 * 4 + 5 * 7 * 10 + 1000
+    needed = 3 + 5 * 10 * (8 + 10) * 4 + 5 * 7 * 10 + 1000
     out = tmp_path / "not" / "there"
     usage = shutil.disk_usage(tmp_path)
     for free in (needed, needed - 1):

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from reprune.errors import UnsupportedModelError
 from reprune.model.block import Call
 from reprune.model.forms import Beside
+from reprune.model.without_weights import zeros_without_memory
 
 Fill = Callable[[str, nn.Module, Tensor | None], None]
 """Gives the parameters of a module outside the blocks: (module name, module, token ids if it looks them up)."""
@@ -151,10 +151,11 @@ def filling(model: Any, inside: tuple[str, ...], fill: Fill, ids: Tensor, early:
 
 
 def fill_with_nothing(path: str, module: nn.Module, ids: Tensor | None) -> None:
-    """Give a module parameters without meaningful values, enough to learn the shapes of its outputs."""
+    """Give a module zeros for parameters, enough to learn the shapes of its outputs.
+
+    They take no memory, and are the same each time: a model may decide by values what it runs.
+    """
     del path, ids
     for key, parameter in list(module.named_parameters(recurse=False)):
         if parameter.is_meta:
-            # An embedding of gigabytes takes no memory as long as nothing writes to it.
-            nothing = torch.empty if parameter.dim() == 2 else torch.zeros
-            setattr(module, key, nn.Parameter(nothing(parameter.shape), requires_grad=False))
+            setattr(module, key, nn.Parameter(zeros_without_memory(tuple(parameter.shape)), requires_grad=False))

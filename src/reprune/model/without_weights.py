@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import mmap
 from typing import Any
 
@@ -20,7 +21,9 @@ def without_weights(module: nn.Module) -> nn.Module:
     copied = copy.deepcopy(module)
     for part in copied.modules():
         for key, parameter in list(part.named_parameters(recurse=False)):
-            setattr(part, key, nn.Parameter(_without_memory(parameter), requires_grad=False))
+            shape = tuple(parameter.shape)
+            made = torch.ones(shape) if len(shape) < 2 else zeros_without_memory(shape)
+            setattr(part, key, nn.Parameter(made, requires_grad=False))
     return copied.eval()
 
 
@@ -30,12 +33,10 @@ def run_without_weights(module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
         return without_weights(module)(*args, **kwargs)
 
 
-def _without_memory(parameter: nn.Parameter) -> Tensor:
-    if parameter.dim() < 2:
-        return torch.ones(parameter.shape)
-    shape = tuple(parameter.shape)
+def zeros_without_memory(shape: tuple[int, ...]) -> Tensor:
+    """Zeros, float32, that take no memory as long as nothing writes to them."""
     try:
         return torch.from_numpy(np.zeros(shape, dtype=np.float32))  # pages that are never written
     except MemoryError:  # more than the system commits to, such as for all experts of a layer
-        pages = mmap.mmap(-1, 4 * parameter.numel(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNPROMISED)
+        pages = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNPROMISED)
         return torch.from_numpy(np.frombuffer(pages, dtype=np.float32).reshape(shape))

@@ -116,14 +116,18 @@ def _kept_of(size: int) -> int:
     return resident_bytes() - before
 
 
+_FREED = 240 * _MIB
+"""Less than what always has its own mapping, more than other tests are likely to leave free at one place."""
+
+
 @needs_heap
 def test_what_is_freed_is_kept_and_given_back_at_the_end() -> None:
-    assert _kept_of(64 * _MIB) < 8 * _MIB  # more than glibc would ever keep by default
+    assert _kept_of(_FREED) < 8 * _MIB  # more than glibc would ever keep by default
     with full_speed():
-        assert _kept_of(64 * _MIB) > 56 * _MIB
+        assert _kept_of(_FREED) > _FREED - 8 * _MIB
         kept = resident_bytes()
-    assert kept - resident_bytes() > 48 * _MIB
-    assert _kept_of(64 * _MIB) < 8 * _MIB
+    assert kept - resident_bytes() > _FREED - 16 * _MIB
+    assert _kept_of(_FREED) < 8 * _MIB
 
 
 @needs_heap
@@ -136,7 +140,7 @@ def test_a_very_large_tensor_goes_back_at_once() -> None:
 def test_freed_memory_goes_back_to_the_system_after_an_error_too() -> None:
     with pytest.raises(KeyError), kept_heap():
         raise KeyError("any")
-    assert _kept_of(64 * _MIB) < 8 * _MIB
+    assert _kept_of(_FREED) < 8 * _MIB
 
 
 def test_a_system_without_such_a_heap_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

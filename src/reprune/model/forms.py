@@ -109,9 +109,7 @@ class Form:
 
     def measured(self, stream: Tensor) -> Tensor:
         """A stream's states, and slots, as far as they are measured: all but whole numbers."""
-        if not self.whole:
-            return stream
-        return stream[..., : math.prod(self.rest) + sum(slot.width for slot in self.slots if not slot.whole)]
+        return stream[..., : self._measured_width] if self.whole else stream
 
     def mixed(self, stream: Tensor, other: Tensor, share: float) -> Tensor:
         """A stream's states with a share of another's; the whole numbers stay its own."""
@@ -171,14 +169,18 @@ class Form:
             if number in self.writes - self.whole and isinstance(slot.place, int)
         }
 
+    @property
+    def _measured_width(self) -> int:
+        """The columns of a stream with slots that come before those of whole numbers."""
+        return math.prod(self.rest) + sum(slot.width for slot in self.slots if not slot.whole)
+
     def _main(self, states: Tensor) -> Tensor:
         main = states if self._first else states.movedim((self.samples, self.tokens), (0, 1))
         return main.flatten(2) if self.slots else main
 
     def _parts(self, stream: Tensor) -> Iterator[tuple[int, Slot, Tensor]]:
         first, whole = math.prod(self.rest), self.whole
-        known = first + sum(slot.width for slot in self.slots if not slot.whole)
-        each = (stream.shape[-1] - known) // max(len(whole), 1)
+        each = (stream.shape[-1] - self._measured_width) // max(len(whole), 1)
         for number, slot in enumerate(self.slots):
             width = each if number in whole else slot.width
             yield number, slot, stream[..., first : first + width]

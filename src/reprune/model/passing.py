@@ -153,7 +153,7 @@ def _equal(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        # An argument that is computed from memory without values may hold NaN, which is no different from itself.
+        # An argument that is computed from weights without values may hold NaN, which is no different from itself.
         return one.shape == other.shape and (
             torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())
         )

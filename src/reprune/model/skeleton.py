@@ -243,7 +243,7 @@ class Skeleton:
         ids = self.few_ids()
         states, calls = self._recorded(ids, fill_with_nothing, False)
         refuse_caches(self.name, calls)
-        # States without values may all be zero, in which no change shows.
+        # States from weights of zero may all be zero, in which no change shows.
         Passing(self.name, 0).check(calls, self._recorded(ids, fill_with_nothing, True)[1])
         more = self.few_ids(3)[:, : -(-ids.shape[1] // 2)]
         others, calls_of_others = self._recorded(more, fill_with_nothing, False)
@@ -314,7 +314,7 @@ class Skeleton:
                 if states.shape != entered[0].shape:
                     raise TypeError("the blocks return tuples")
                 handed = disturbed(entered[-1]) if disturb else entered[0]
-                if not torch.equal(states.nan_to_num(), handed.nan_to_num()):  # memory without values may hold any
+                if not torch.equal(states.nan_to_num(), handed.nan_to_num()):  # of zeros a model may make NaN
                     raise UnsupportedModelError(
                         f"{self.name}: the model changes the hidden states between block {index - 1} "
                         f"and block {index}, so its blocks cannot be run one by one: have the block change them."

@@ -59,6 +59,22 @@ def test_a_link_is_measured_by_pinned_memory_as_a_run_sends_from_it(monkeypatch:
     assert [*dict.fromkeys(did)] == [False, True, "gathered", gpu], "a default device calls methods twice"
 
 
+def test_what_disturbs_one_half_of_the_measurement_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The halves are apart in time: what else there is to do is done between them."""
+    did: list[str] = []
+    times = iter([[5.0, 1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 2.0, 1.0, 1.0]])
+
+    def best(*_: Any) -> list[float]:
+        did.append("measured")
+        return next(times)
+
+    monkeypatch.setattr(measuring, "_best_of_each", best)
+    monkeypatch.setattr("reprune.model.full_speed._is_better", lambda: False)
+    speed = measure_speed(torch.device("cpu"), torch.bfloat16, lambda: did.append("worked"))
+    assert did == ["measured", "worked", "measured"]
+    assert speed.traffic == 3.0 * 4 * 8 * 1024**2 and speed.products == speed.full == 2.0 * 1024**3
+
+
 def test_the_machine_is_measured() -> None:
     speed = measure_speed(torch.device("cpu"), torch.float32)
     assert speed.products == speed.full > 1e8

@@ -27,6 +27,7 @@ Quirk = Literal[
     "beside, of tokens",  # blocks hand the next one a number of each token beside the states
     "beside, of tokens, to the end",  # the same, and the model adds the last block's to the states
     "beside, of tokens, passed on",  # the first block hands it to the last, by way of those between
+    "beside, of tokens, passed on to the end",  # the same, and only the model uses it, after its blocks
     "by name, of tokens",  # the first, as an entry of a mapping that all are passed
     "by name, of its own",  # each writes to a mapping that only it is passed, and reads from it
     "by name, of the first",  # all need the first one's entry, and hand the next one whole numbers that it does not use
@@ -130,8 +131,8 @@ class _Block(nn.Module):
             if self.is_first:
                 side["seen"] = out.mean(-1, keepdim=True)
             return out + side["seen"], out.argmax(-1, keepdim=True)
-        if self.quirk == "beside, of tokens, passed on" and not self.is_first:
-            return out + side if self.is_last else out, side
+        if self.quirk.startswith("beside, of tokens, passed on") and not self.is_first:
+            return out + side if self.is_last and not self.quirk.endswith("to the end") else out, side
         if self.quirk in _MAPPINGS:
             for value in side.values():
                 out = out + value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -89,7 +89,32 @@ def test_what_blocks_pass_on_as_it_is_reaches_the_one_that_uses_it(blocks: Seque
     first = Call((None,), {}, 0)
     calls = [first, *[replace(first, kwargs={"beside": Beside(1)})] * (len(blocks) - 1)]
     modules = nn.ModuleList(map(_Hands, blocks)).to("meta")
-    assert find_joined(modules, calls, range(len(blocks)), torch.zeros(1, 11, 4)) == expected
+    order, states = range(len(blocks)), torch.zeros(1, 11, 4)
+    assert find_joined(modules, calls, order, states, lambda returned: set()) == expected
+
+
+@pytest.mark.parametrize(
+    ("blocks", "used", "expected"),
+    [
+        ((_returns, _passes_on, _passes_on), {1}, {1, 2}),
+        ((_returns, _passes_on, _passes_on), set(), set()),
+        ((_returns, _passes_on, _returns), {1}, set()),
+        ((_cannot_be_run, _passes_on, _passes_on), set(), {1, 2}),
+    ],
+)
+def test_what_the_last_block_passes_on_is_followed_back_if_the_model_uses_it(
+    blocks: Sequence[Puts], used: set[int], expected: set[int]
+) -> None:
+    first = Call((None,), {}, 0)
+    calls = [first, *[replace(first, kwargs={"beside": Beside(1)})] * (len(blocks) - 1)]
+    modules = nn.ModuleList(map(_Hands, blocks)).to("meta")
+
+    def reads_after(returned: Mapping[int, Tensor]) -> set[int]:
+        assert [*returned] == [1]
+        assert returned[1].shape == (1, 11, 2)
+        return used
+
+    assert find_joined(modules, calls, range(len(blocks)), torch.zeros(1, 11, 4), reads_after) == expected
 
 
 def test_what_is_returned_to_a_block_that_reads_a_mapping_is_handed_on_only_if_it_is_used() -> None:
@@ -111,7 +136,8 @@ def test_what_is_returned_to_a_block_that_reads_a_mapping_is_handed_on_only_if_i
     for blocks, expected in (((writes, reads, reads), set()), ((writes, reads, uses, reads), {2})):
         modules = nn.ModuleList(map(_Hands, blocks)).to("meta")
         calls = [first, *[after] * (len(blocks) - 1)]
-        assert find_joined(modules, calls, range(len(blocks)), torch.zeros(1, 11, 4)) == expected
+        order, states = range(len(blocks)), torch.zeros(1, 11, 4)
+        assert find_joined(modules, calls, order, states, lambda returned: set()) == expected
         assert shared == {}
 
 

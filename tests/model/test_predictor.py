@@ -32,7 +32,9 @@ def test_logits_are_those_of_the_whole_model(form: str, tmp_path: Path) -> None:
         torch.testing.assert_close(decoder.predictor()(states, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("quirk", ["beside, of tokens", "beside, of tokens, to the end"])
+@pytest.mark.parametrize(
+    "quirk", ["beside, of tokens", "beside, of tokens, to the end", "beside, of tokens, passed on to the end"]
+)
 def test_they_are_made_of_what_the_last_block_returns_beside_the_states_too(
     quirk: odd.Quirk, tmp_path: Path, ids: Tensor
 ) -> None:

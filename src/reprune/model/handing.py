@@ -24,6 +24,10 @@ from reprune.model.forms import Beside, Form, Place, Slot, found, is_shared
 from reprune.model.passing import to_device
 from reprune.model.without_weights import run_without_weights
 
+ReadsAfter = Callable[[Mapping[int, Tensor]], set[int]]
+"""From what the last block returns besides the states, by index in its tuple, to the indices of those that the model
+uses after its blocks."""
+
 
 def refuse_caches(model: str, calls: Sequence[Call]) -> None:
     """Raise `UnsupportedModelError` if a model passes its blocks a cache although it was told to use none."""
@@ -38,16 +42,19 @@ def refuse_caches(model: str, calls: Sequence[Call]) -> None:
 
 
 @torch.no_grad()
-def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[int], states: Tensor) -> set[int]:
+def find_joined(
+    blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[int], states: Tensor, reads_after: ReadsAfter
+) -> set[int]:
     """The indices of the blocks that use what the one before them returns besides the hidden states.
 
-    So do those that only pass it on, to a block that uses it.
+    So do those that only pass it on, to a block that uses it or to what follows the blocks.
 
     Args:
         blocks: on the meta device; left as they are.
         calls: what each is passed, with placeholders for what the one before it returns besides the states.
         running: the indices of the blocks that run, in their order.
         states: a stream's states, of the shape that enters them.
+        reads_after: see `ReadsAfter`.
     """
     if not any(call.beside for call in calls):
         return set()
@@ -78,7 +85,9 @@ def find_joined(blocks: nn.ModuleList, calls: Sequence[Call], running: Sequence[
             outputs = run(index, call.without_beside(before))
             given = None if before is None and call.beside else outputs
     found: set[int] = set()
-    wanted: set[int] = set()  # what later blocks use of what this one returns
+    wanted = {*passed_on.get(running[-1], ())}  # what is used later of what this one returns
+    if wanted and given is not None:
+        wanted = reads_after({place: value for place, value in given.items() if place and isinstance(value, Tensor)})
     for index in reversed(running):
         known = passed_on.get(index, {})
         wanted = used.get(index, set()) | {known[place] for place in wanted & known.keys()}
@@ -99,7 +108,7 @@ def find_forms(
     calls: Sequence[Call],
     states: Tensor,
     plain: Form,
-    reads_after: Callable[[Mapping[int, Tensor]], set[int]],
+    reads_after: ReadsAfter,
 ) -> list[Form]:
     """The form of each block.
 
@@ -110,8 +119,7 @@ def find_forms(
             returns besides the states.
         states: that enter the first block, in the model's layout.
         plain: the form without slots.
-        reads_after: from what the last block returns besides the states, by index in its tuple, to the indices of
-            those that the model uses after its blocks.
+        reads_after: see `ReadsAfter`.
 
     Raises:
         UnsupportedModelError: something is handed on that does not belong to a token, or whole numbers are used after

@@ -258,13 +258,12 @@ class Skeleton:
             )
         plain = Form(*places)
         calls = [replace(call, form=replace(plain, runs=call.form.runs)) for call in calls]
-        joined = find_joined(self.blocks, calls, self.running, plain.of(states))
+        reads_after = partial(self._reads_after, torch.zeros_like(states))
+        joined = find_joined(self.blocks, calls, self.running, plain.of(states), reads_after)
         calls = [call if index in joined else call.without_beside() for index, call in enumerate(calls)]
         if not hands_on(calls):
             return [call.form for call in calls]
-        return find_forms(
-            self.name, self.blocks, calls, states, plain, partial(self._reads_after, torch.zeros_like(states))
-        )
+        return find_forms(self.name, self.blocks, calls, states, plain, reads_after)
 
     def refuse_written(self, into: Set[str]) -> None:
         """Raise `UnsupportedModelError` if blocks hand on something in tensors that they write into.

@@ -262,7 +262,7 @@ def test_whole_numbers_come_after_what_is_measured(width: int, dtype: torch.dtyp
 
 
 def _whole_width(tokens: int, *puts: Puts) -> int:
-    calls = [{}, *[{"beside": Beside(1)}] * (len(puts) - 1)]
+    calls: list[dict[str, Any]] = [{"beside": Beside(1)} if one is _hands_on else {} for one in puts]
     forms = _forms(*zip(puts, calls, strict=True))
     given = [Call((None,), kwargs, 0, form) for kwargs, form in zip(calls, forms, strict=True)]
     modules = nn.ModuleList(map(_Hands, puts)).to("meta")
@@ -288,10 +288,25 @@ def test_a_block_that_runs_on_few_tokens_alone_is_no_help() -> None:
         return _chooses(16)(x, side, beside)
 
     assert _whole_width(11, chooses, _hands_on) == 11
+    assert _whole_width(12, chooses, _hands_on, _chooses(16), _hands_on) == 12
     with pytest.raises(
         UnsupportedModelError, match=r"Model: no block .* by itself for samples of 12 tokens \(ValueError: too many\)"
     ):
         _whole_width(12, chooses, _hands_on)
+
+
+def test_whole_numbers_of_other_sizes_than_with_few_tokens_are_refused() -> None:
+    """With few tokens each chooses all of them."""
+
+    def chooses_pairs(x: Tensor, side: Any, beside: Any) -> Any:
+        return x, _chooses(22)(x, side, beside)[1].unsqueeze(-1).expand(-1, -1, -1, 2)
+
+    assert _whole_width(14, _chooses(16), _hands_on, _chooses(32), _hands_on) == 14
+    with pytest.raises(UnsupportedModelError, match=r"Model: with samples of 40 .* hand 16 whole .* others 32;"):
+        _whole_width(40, _chooses(16), _hands_on, _chooses(32), _hands_on)
+    assert _whole_width(11, chooses_pairs, _hands_on) == 22
+    with pytest.raises(UnsupportedModelError, match=r"Model: no block .* shape \[22, 2\] .*, but \[11, 2\] with fewer"):
+        _whole_width(40, chooses_pairs, _hands_on)
 
 
 def test_whole_numbers_are_of_one_size_and_used_by_blocks_alone() -> None:

@@ -19,6 +19,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from reprune.errors import UnsupportedModelError
+
 Place = int | tuple[str, Any, int | None]
 """Where a block puts an output besides its states: at an index of the tuple that it returns, or in a mapping that it is
 passed, as (name of the argument, key, index if the entry is a tuple)."""
@@ -55,8 +57,17 @@ class Slot:
         return math.prod(self.shape)
 
     def columns(self, value: Tensor) -> Tensor:
-        """A block's output as columns, (samples, tokens, width), in its own dtype."""
+        """A block's output as columns, (samples, tokens, width), in its own dtype.
+
+        Raises:
+            UnsupportedModelError: another size than the last depends on the number of tokens.
+        """
         value = value.movedim(self.axis, 1)
+        if self.whole and tuple(value.shape[2:-1]) != self.shape[:-1]:
+            raise UnsupportedModelError(
+                f"a block hands whole numbers of the shape {list(value.shape[2:])} for each token to later blocks, but "
+                f"{list(self.shape)} with fewer tokens; only the last size may depend on the number of tokens."
+            )
         return value.reshape(*value.shape[:2], -1 if self.whole else self.width)
 
     def value(self, columns: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class _Search:
 def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], states: Tensor) -> int:
     """How many columns each slot of whole numbers has in a stream with as many tokens as these states.
 
-    A block is run without its weights for that: on the meta device, or if all depend on values, with zeros.
+    Blocks are run without their weights for that: all on the meta device, or if all depend on values, one with zeros.
 
     Args:
         model: its name, for messages.
@@ -246,8 +246,9 @@ def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], s
         states: that enter the first block, in the model's layout.
 
     Raises:
-        UnsupportedModelError: no block can be run so.
+        UnsupportedModelError: no block can be run so, or blocks differ.
     """
+    tokens = calls[0].form.of(states).shape[1]
     whole = calls[0].form.whole
     first = [
         (block, call)
@@ -256,19 +257,30 @@ def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], s
     ]
     said = ""
     for run, device in ((_run_on_meta, "meta"), (run_without_weights, "cpu")):
+        widths: set[int] = set()
         for block, call in first:
+            if widths and device == "cpu":  # the others would take as long again
+                break
             try:
                 (there,) = to_device([call], torch.device(device))
                 args, kwargs = there.bind(there.form.of(torch.zeros_like(states, dtype=torch.float32, device=device)))
                 outputs = run(block, args, kwargs)
                 for slot in (there.form.slots[number] for number in whole & there.form.writes):
                     if (value := found(slot.place, outputs, kwargs)) is not None:
-                        return slot.columns(value).shape[-1]
+                        widths.add(slot.columns(value).shape[-1])
             except Exception as error:  # whatever a module raises
                 said = f" ({short(error)})"
+        if len(widths) > 1:
+            raise UnsupportedModelError(
+                f"{model}: with samples of {tokens} tokens, some blocks hand {min(widths)} whole numbers for each "
+                f"token to later blocks and others {max(widths)}; only as many from each can be carried along with the "
+                "token's states."
+            )
+        if widths:
+            return widths.pop()
     raise UnsupportedModelError(
-        f"{model}: no block that hands whole numbers to later blocks could be run by itself for samples of "
-        f"{calls[0].form.of(states).shape[1]} tokens{said}."
+        f"{model}: no block that hands whole numbers to later blocks could be run by itself for samples of {tokens} "
+        f"tokens{said}."
     )
 
 

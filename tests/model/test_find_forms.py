@@ -325,6 +325,24 @@ def test_whole_numbers_are_of_one_size_and_used_by_blocks_alone() -> None:
             find_forms("Model", modules, calls, torch.zeros(1, 11, 4), Form(), lambda returned: {*returned})
 
 
+@pytest.mark.parametrize(("number", "fits"), [(2**24, True), (-(2**24), True), (2**24 + 1, False), (-(2**31), False)])
+def test_whole_numbers_that_float32_does_not_hold_are_refused(number: int, fits: bool) -> None:
+    """As the largest of its dtype, in place of tokens that there are not."""
+
+    def returns(x: Tensor, side: Any, beside: Any) -> Any:
+        return x, torch.full(x.shape[:2], number, dtype=torch.int32)
+
+    with nullcontext() if fits else pytest.raises(UnsupportedModelError, match=r"whole numbers beyond 16,777,216"):
+        _forms((returns, {}), (_alone, {"beside": Beside(1)}))
+
+    def writes(x: Tensor, side: Any, beside: Any) -> Any:
+        side["number"] = returns(x, side, beside)[1]
+        return x
+
+    shared: dict[str, Tensor] = {}
+    assert _forms((writes, {"side": shared}), (_alone, {"side": shared}))[0].slots == ()
+
+
 def test_complex_numbers_are_refused() -> None:
     def returns(x: Tensor, side: Any, beside: Any) -> Any:
         return x, torch.complex(x, x)

@@ -5,8 +5,8 @@ parallel states. Some blocks hand on more than the states, such as shared keys a
 These values are carried along as further columns of the states, so many for each token, zero until a block writes them.
 
 Whole numbers, such as the tokens that an indexer has chosen for each token, are carried in the last columns. Float32
-holds them exactly below 2^24. How many a token has may depend on the number of tokens, so the stream's width tells it.
-They choose rather than measure: no error is measured of them, and two streams of them are never mixed.
+holds them exactly up to `EXACT`. How many a token has may depend on the number of tokens, so the stream's width tells
+it. They choose rather than measure: no error is measured of them, and two streams of them are never mixed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from reprune.errors import UnsupportedModelError
 Place = int | tuple[str, Any, int | None]
 """Where a block puts an output besides its states: at an index of the tuple that it returns, or in a mapping that it is
 passed, as (name of the argument, key, index if the entry is a tuple)."""
+
+EXACT = 2**24
+"""The largest whole number up to which float32 holds each."""
 
 
 @final

@@ -20,7 +20,7 @@ from transformers import Cache
 
 from reprune.errors import UnsupportedModelError, short
 from reprune.model.block import Call
-from reprune.model.forms import Beside, Form, Place, Slot, found, is_shared
+from reprune.model.forms import EXACT, Beside, Form, Place, Slot, found, is_shared
 from reprune.model.passing import to_device
 from reprune.model.without_weights import run_without_weights
 
@@ -159,6 +159,9 @@ def find_forms(
         if following is None and any(slot.whole and slot.place in wanted for slot in search.slots):
             raise search.refusal(index, "that is whole numbers which are used after the last block")
     kept = [number for number, slot in enumerate(search.slots) if isinstance(slot.place, int) or number in read]
+    for place, index in search.inexact.items():
+        if any(search.slots[number].place == place for number in kept):
+            raise search.refusal(index, f"that is whole numbers beyond {EXACT:,}")
     kept.sort(key=lambda number: search.slots[number].whole)
     plain = replace(plain, slots=tuple(search.slots[number] for number in kept))
     return [
@@ -180,6 +183,7 @@ class _Search:
         self._model = model
         self._tokens = tokens
         self.slots: list[Slot] = []
+        self.inexact: dict[Place, int] = {}  # by place of whole numbers that float32 does not hold: a block
         self.at_hand: frozenset[int] = frozenset()
 
     @property
@@ -204,6 +208,8 @@ class _Search:
 
     def _number(self, index: int, place: Place, value: Any) -> int:
         slot = self._slot(index, place, value)
+        if slot.whole and bool((value.double().abs() > EXACT).any()):
+            self.inexact.setdefault(place, index)
         for number, known in enumerate(self.slots):
             if known.place == place:
                 if known != slot:

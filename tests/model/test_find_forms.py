@@ -295,6 +295,16 @@ def test_a_block_that_runs_on_few_tokens_alone_is_no_help() -> None:
         _whole_width(12, chooses, _hands_on)
 
 
+def test_memory_that_runs_out_where_samples_are_long_is_no_fault_of_the_model() -> None:
+    def chooses(x: Tensor, side: Any, beside: Any) -> Any:
+        if x.shape[1] != 11:
+            raise MemoryError
+        return _chooses(16)(x, side, beside)
+
+    with pytest.raises(MemoryError):
+        _whole_width(12, chooses, _hands_on)
+
+
 def test_whole_numbers_of_other_sizes_than_with_few_tokens_are_refused() -> None:
     """With few tokens each chooses all of them."""
 
@@ -305,7 +315,7 @@ def test_whole_numbers_of_other_sizes_than_with_few_tokens_are_refused() -> None
     with pytest.raises(UnsupportedModelError, match=r"Model: with samples of 40 .* hand 16 whole .* others 32;"):
         _whole_width(40, _chooses(16), _hands_on, _chooses(32), _hands_on)
     assert _whole_width(11, chooses_pairs, _hands_on) == 22
-    with pytest.raises(UnsupportedModelError, match=r"Model: no block .* shape \[22, 2\] .*, but \[11, 2\] with fewer"):
+    with pytest.raises(UnsupportedModelError, match=r"Model: a block .* shape \[22, 2\] .*, but \[11, 2\] with fewer"):
         _whole_width(40, chooses_pairs, _hands_on)
 
 

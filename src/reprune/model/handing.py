@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from reprune.errors import UnsupportedModelError, short
+from reprune.errors import UnsupportedModelError, out_of_memory, short
 from reprune.model.block import Call
 from reprune.model.forms import EXACT, Beside, Form, Place, Slot, found, is_shared
 from reprune.model.passing import to_device
@@ -274,7 +274,11 @@ def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], s
                 for slot in (there.form.slots[number] for number in whole & there.form.writes):
                     if (value := found(slot.place, outputs, kwargs)) is not None:
                         widths.add(slot.columns(value).shape[-1])
+            except UnsupportedModelError as error:
+                raise UnsupportedModelError(f"{model}: {error}") from error
             except Exception as error:  # whatever a module raises
+                if out_of_memory(error) is not None:  # no fault of the model
+                    raise
                 said = f" ({short(error)})"
         if len(widths) > 1:
             raise UnsupportedModelError(

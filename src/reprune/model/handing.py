@@ -159,9 +159,9 @@ def find_forms(
         if following is None and any(slot.whole and slot.place in wanted for slot in search.slots):
             raise search.refusal(index, "that is whole numbers which are used after the last block")
     kept = [number for number, slot in enumerate(search.slots) if isinstance(slot.place, int) or number in read]
-    for place, index in search.inexact.items():
-        if any(search.slots[number].place == place for number in kept):
-            raise search.refusal(index, f"that is whole numbers beyond {EXACT:,}")
+    for number in kept:
+        if (inexact := search.inexact.get(search.slots[number].place)) is not None:
+            raise search.refusal(inexact, f"that is whole numbers beyond {EXACT:,}")
     kept.sort(key=lambda number: search.slots[number].whole)
     plain = replace(plain, slots=tuple(search.slots[number] for number in kept))
     return [
@@ -271,9 +271,9 @@ def find_whole_width(model: str, blocks: nn.ModuleList, calls: Sequence[Call], s
                 (there,) = to_device([call], torch.device(device))
                 args, kwargs = there.bind(there.form.of(torch.zeros_like(states, dtype=torch.float32, device=device)))
                 outputs = run(block, args, kwargs)
-                for slot in (there.form.slots[number] for number in whole & there.form.writes):
-                    if (value := found(slot.place, outputs, kwargs)) is not None:
-                        widths.add(slot.columns(value).shape[-1])
+                slots = (there.form.slots[number] for number in whole & there.form.writes)
+                values = ((slot, found(slot.place, outputs, kwargs)) for slot in slots)
+                widths |= {slot.columns(value).shape[-1] for slot, value in values if value is not None}
             except UnsupportedModelError as error:
                 raise UnsupportedModelError(f"{model}: {error}") from error
             except Exception as error:  # whatever a module raises

@@ -46,7 +46,7 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
     """LR with magnitude: the dense stream, local targets (with statistics), a sample to find groups, and advancing."""
     work = replace(_work(), block_bytes=[0] * 8, outside_bytes=[0])
     found = _forecast("LR", work, pruner="magnitude")
-    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     passes = 36 + 36 + 1 + 36
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
 
@@ -55,7 +55,7 @@ def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_err
     """For the errors before, only the last block of a window is run, as the states that enter it are at hand."""
     work = replace(_work(), schedule=windows(8, 2, 2), block_bytes=[0] * 8, outside_bytes=[0])
     flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
-    one, both = flops + 2 * moved, 3 * flops + 6 * moved
+    one, both = flops + 2.5 * moved, 3 * flops + 7.5 * moved
     side_by_side = ("schedule.size=2", "schedule.stride=2")
     found = _forecast("LR", work, *side_by_side, pruner="magnitude")
     passes = 2 * 36 + 2 * 36 + 36 + 2 * 1 + 2 * 36
@@ -83,7 +83,7 @@ def test_windows_without_an_error_take_no_epochs_and_dense_blocks_no_statistics(
     """With the dense model's own states a dense block has an error once any block before it has been pruned."""
     work = replace(_work(), block_bytes=[0] * 8)
     flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
-    one, both = flops + 2 * moved, 3 * flops + 6 * moved
+    one, both = flops + 2.5 * moved, 3 * flops + 7.5 * moved
     descent = 10 * (32 * both + 4 * one + 4 * 4 * _WEIGHTS * 9 / _SPEED.traffic)
     for rung, dense, saved in (
         ("BR+GP", (0, 1), 2 * (32 * one + descent)),
@@ -104,7 +104,7 @@ def test_windows_without_an_error_take_no_epochs_and_dense_blocks_no_statistics(
 
 
 def test_statistics_come_with_the_targets_of_a_lone_block_where_the_teacher_is_local() -> None:
-    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     two = replace(_work(), schedule=windows(8, 2, 2))
     for work, settings, passes in (
         (_work(), ["teacher=local"], 0),
@@ -142,7 +142,7 @@ def test_experts_take_passes_of_their_own_and_their_share_of_the_tokens() -> Non
     """A batch to find the groups; statistics in one pass, or two for experts if sequential; these are not refitted."""
     groups = [Group(3072, 1024), Group(512, 1024, 0.25, expert=True)]
     work = replace(_work(), groups=[groups] * 8)
-    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     dense = _forecast("BR+GP", pruner="magnitude").seconds
     sequential, refit = "pruner.sequential=true", "solver.start=least-squares"
     square = 1024**2 / _SPEED.full
@@ -163,7 +163,7 @@ def test_processes_prune_groups_at_once_unless_each_is_to_see_what_those_before_
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu", "precision=float32"])
     in_turn = recipe.model_copy(update={"pruner": recipe.pruner.model_copy(update={"sequential": True})})
     found = [forecast(one, _work(), _SPEED, 0, Crew(2)).seconds for one in (recipe, in_turn)]
-    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     solving = [
         (1.5 * group.columns**3 + group.rows * group.columns**2) / _SPEED.full + 3e-5 * group.columns
         for group in _work().groups[0]
@@ -193,7 +193,7 @@ def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() 
     without = _forecast("LR", work, pruner="magnitude")
     found = _forecast("LR", work, "distill.blocks=2", "distill.epochs=3", pruner="magnitude")
     flops, moved = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products, 40 * _HIDDEN * _TOKENS / _SPEED.traffic
-    forward, both = 2 * (flops + 2 * moved), 2 * (3 * flops + 6 * moved)
+    forward, both = 2 * (flops + 2.5 * moved), 2 * (3 * flops + 7.5 * moved)
     product, pass_ = 2.0 * 5000 * _HIDDEN * _TOKENS / (0.5 * _SPEED.products), 4.0 * 5000 * _TOKENS / _SPEED.traffic
     expected = 5 * 4 * (forward + 2 * product + 10 * pass_)
     expected += 3 * 32 * (both + 3 * product + 15 * pass_)
@@ -205,7 +205,7 @@ def test_distillation_takes_its_passes_its_products_of_the_head_and_its_steps() 
 def test_an_allocation_takes_its_walk_and_each_blocks_prunings() -> None:
     """Each sample once through each block, one to find groups; then statistics, or prunings and held-out errors."""
     work = replace(_work(), outside_bytes=[0])
-    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+    one = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
     plain = _forecast("LR", work, pruner="magnitude")
     for name, passes in (("owl", 36 + 1 + 32), ("by-error", 36 + 1 + 3 * 4)):
         found = _forecast("LR", work, f"allocation={name}", pruner="magnitude")

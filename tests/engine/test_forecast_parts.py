@@ -15,7 +15,7 @@ from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 from tests.engine.test_forecast import _HIDDEN, _SPEED, _TOKENS, _WEIGHTS, _work
 
-_ONE = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.0 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
+_ONE = 2.0 * _WEIGHTS * _TOKENS / _SPEED.products + 2.5 * 40 * _HIDDEN * _TOKENS / _SPEED.traffic
 """Seconds of one sample's pass through one block."""
 
 

@@ -31,7 +31,7 @@ from reprune.math.statistics import Gram
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
-_TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.0, 6.0
+_TRAFFIC_FORWARD, _TRAFFIC_BOTH = 2.5, 7.5
 """Bytes that a pass moves outside of matrix products, over the bytes of activations that it would keep."""
 _SYMMETRIC = 0.625  # the part of a symmetric product that is computed
 _COLUMN_SECONDS = 3e-5  # SparseGPT's overhead per column of a group, whatever the number of rows

@@ -1,7 +1,7 @@
 """Machines that a run can be forecast for without having one: shares of the peaks in their data sheets.
 
-Matrix products of the sizes in blocks reach about half of a GPU's peak, and operations that only move bytes about two
-thirds of its bandwidth. States cross from the host at about half of the link's rate, and are counted as if nothing
+Matrix products of the sizes in blocks reach about half of a GPU's peak, and operations that only move bytes about five
+sixths of its bandwidth. States cross from the host at about half of the link's rate, and are counted as if nothing
 were computed meanwhile; copies within the host, to and from pinned memory, are not counted. These shares are estimates:
 they have not been compared with runs on these machines.
 """
@@ -15,7 +15,7 @@ from reprune.engine.exchange import NVLINK, Network, find_network
 from reprune.engine.speed import Speed
 from reprune.errors import InputError
 
-_PRODUCTS, _TRAFFIC, _LINK = 0.5, 0.67, 0.5
+_PRODUCTS, _TRAFFIC, _LINK = 0.5, 0.83, 0.5
 _IN_ONE = 8  # GPUs of a machine
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from reprune.model.costs import Flops
-from reprune.model.full_speed import fast_float32
+from reprune.model.full_speed import full_speed
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Speed:
 
     products: float  # floating-point operations of matrix products in the run's precision
     full: float  # the same in float32
-    traffic: float  # bytes moved by additions into new memory, which stand for all elementwise operations
+    traffic: float  # bytes read and written by GELU in float32, which stands for all elementwise operations
     link: float = math.inf  # bytes moved between a stream on the host and the device; infinite if they are the same
     attention: float | None = None  # floating-point operations of PyTorch's fused attention; None: as `products`
 
@@ -29,11 +29,12 @@ class Speed:
         return flops.products / self.products + flops.attention / (self.attention or self.products)
 
 
-@fast_float32()
-def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callable[[], object] = bool) -> Speed:
-    """Time products, attention and additions that are large enough to fill the device, for about half a second.
+@full_speed()
+def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
+    """Time products, attention and GELU with tensors that are large enough to fill the device, for half a second.
 
-    Half of it is before `meanwhile` and half after: new memory may take five times as long, for half a second.
+    GELU by the tangent computes more than it moves on a CPU, as the elementwise operations of a block do on the whole:
+    its time hardly depends on what the cache holds. Its results go to memory that is kept, as those of a run do.
     """
     size = _size(device)
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
@@ -44,20 +45,18 @@ def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callab
     matrix = torch.ones(size, size, device=device)
     rounded = matrix.to(products)
     runs: list[Callable[[], torch.Tensor]] = [
-        lambda: many + many,
+        lambda: gelu(many, approximate="tanh"),
         lambda: matrix @ matrix,
         lambda: rounded @ rounded,
         lambda: scaled_dot_product_attention(states, states, states, is_causal=True),
         lambda: gathered.copy_(kept).to(device),
     ]
-    before = _best_of_each(device, *runs)
-    meanwhile()
-    moved, full, multiplied, attending, sending = map(min, before, _best_of_each(device, *runs))
+    moved, full, multiplied, attending, sending = _best_of_each(device, *runs)
     flops = 2.0 * size**3
     return Speed(
         flops / (full if products == torch.float32 else multiplied),
         flops / full,
-        3.0 * many.nbytes / moved,
+        2.0 * many.nbytes / moved,
         math.inf if device.type == "cpu" else kept.nbytes / sending,
         4.0 * states.numel() * tokens / attending,  # counts all pairs of tokens, also those that the mask leaves out
     )
@@ -72,12 +71,12 @@ def _size(device: torch.device) -> int:
 
 
 def _best_of_each(device: torch.device, *runs: Callable[[], torch.Tensor]) -> list[float]:
-    """The shortest time of each run in seconds, over its tries in a quarter second; at least one after a warm-up.
+    """The shortest time of each run in seconds, over its tries in half a second; at least one after a warm-up.
 
     The runs take turns, so that a momentary disturbance does not hit all tries of one of them.
     """
     found: list[float] = []
-    end = time.perf_counter() + 0.25
+    end = time.perf_counter() + 0.5
     while len(found) < 2 * len(runs) or time.perf_counter() < end:
         for run in runs:
             began = time.perf_counter()

@@ -168,7 +168,7 @@ class Plan:
         if self.machine is not None:
             return self._forecast(self.machine.speed(self.products), self.texts)
         device, products = torch.device(self.recipe.device), DTYPES[self.products]
-        return self._forecast(measure_speed(device, products), self.texts)
+        return self._forecast(measure_speed(device, products, lambda: self._work), self.texts)
 
     @property
     def memory_bytes(self) -> int:

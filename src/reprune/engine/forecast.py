@@ -1,7 +1,7 @@
 """Forecasts a run's time, peak memory and disk space before it begins, from each block's costs and the loop's work.
 
 The loop's work is counted: passes of samples through blocks, Gram matrices, factorizations, gradient steps. The
-machine's speed is measured in about half a second. The constants below join the two;
+machine's speed is measured in about a second. The constants below join the two;
 `docs/measurements/forecasts.md` compares forecasts with real runs.
 """
 

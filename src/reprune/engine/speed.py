@@ -30,11 +30,13 @@ class Speed:
 
 
 @full_speed()
-def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
-    """Time products, attention and GELU with tensors that are large enough to fill the device, for half a second.
+def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callable[[], object] = bool) -> Speed:
+    """Time products, attention and GELU with tensors that are large enough to fill the device, for about a second.
 
     GELU by the tangent computes more than it moves on a CPU, as the elementwise operations of a block do on the whole:
     its time hardly depends on what the cache holds. Its results go to memory that is kept, as those of a run do.
+
+    Half of it is before `meanwhile` and half after, as a machine may be slow for more than half a second.
     """
     size = _size(device)
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
@@ -51,7 +53,9 @@ def measure_speed(device: torch.device, products: torch.dtype) -> Speed:
         lambda: scaled_dot_product_attention(states, states, states, is_causal=True),
         lambda: gathered.copy_(kept).to(device),
     ]
-    moved, full, multiplied, attending, sending = _best_of_each(device, *runs)
+    before = _best_of_each(device, *runs)
+    meanwhile()
+    moved, full, multiplied, attending, sending = map(min, before, _best_of_each(device, *runs))
     flops = 2.0 * size**3
     return Speed(
         flops / (full if products == torch.float32 else multiplied),

@@ -149,7 +149,7 @@ def test_a_model_that_writes_texts_before_is_held_as_a_whole() -> None:
     recipe = resolve_recipe("model", {"reconstruct": "BR+GP"}, settings=["device=cpu", "seqlen=128"])
     none, small, large = (forecast(recipe, _work(), _SPEED, 0, writer_bytes=writer) for writer in (0, 10**6, 10**12))
     assert none == small
-    assert 10**12 < large.memory_bytes < 10**12 + 10**8
+    assert large.memory_bytes == 10**12 + 11 * 10**7
     on_gpu = recipe.model_copy(update={"device": "cuda"})
     assert forecast(on_gpu, _work(), _SPEED, 0, writer_bytes=10**12).device_bytes == 10**12
 
@@ -172,7 +172,7 @@ def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
     assert on_cpu.device_bytes == 0
     assert found.memory_bytes < on_cpu.memory_bytes
     sent = 2 * 8 * 4 * _TOKENS * _HIDDEN
-    beside = 10**8 + 9 * 10**7 + sent  # a process, its surroundings, and states on their way to the GPU
+    beside = 10**8 + 11 * 10**7 + sent  # a process, its surroundings, and states on their way to the GPU
     assert found.memory_bytes == beside + 10**8, "and a tensor that is written"
     no_tensors = forecast(recipe, replace(_work(), outside_bytes=[0]), _SPEED, 10**8)
     assert no_tensors.memory_bytes == int(beside + 1.1 * 3 * 36 * 4 * _TOKENS * _HIDDEN), "or the streams"

@@ -56,7 +56,7 @@ def test_a_link_is_measured_by_pinned_memory_as_a_run_sends_from_it(monkeypatch:
     monkeypatch.setattr("reprune.model.full_speed._is_better", lambda: False)  # which compares values
     gpu = torch.device("cuda", 0)
     with FakeTensorMode():
-        assert measure_speed(gpu, torch.bfloat16).link == 2**28
+        assert measure_speed(gpu, torch.bfloat16).link == pytest.approx(0.9 * 2**28)
     assert [*dict.fromkeys(did)] == [False, True, "gathered", gpu], "a default device calls methods twice"
 
 
@@ -73,8 +73,9 @@ def test_what_disturbs_one_half_of_the_measurement_does_not_count(monkeypatch: p
     monkeypatch.setattr("reprune.model.full_speed._is_better", lambda: False)
     speed = measure_speed(torch.device("cpu"), torch.bfloat16, lambda: did.append("worked"))
     assert did == ["measured", "worked", "measured"]
-    assert (speed.full, speed.products) == (1024.0**3, 2 * 1024.0**3) and speed.link == math.inf
-    assert speed.traffic == 2 * 4 * 8 * 1024**2 / 4 and speed.attention == 8.0 * 16 * 1024**2 * 64
+    expected = [1024.0**3, 2 * 1024.0**3, 2 * 4 * 8 * 1024**2 / 4, 8.0 * 16 * 1024**2 * 64]
+    found = [speed.full, speed.products, speed.traffic, speed.attention]
+    assert found == pytest.approx([0.9 * rate for rate in expected]) and speed.link == math.inf
 
 
 def test_elementwise_operations_are_measured_in_memory_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

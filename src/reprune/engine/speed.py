@@ -13,6 +13,8 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from reprune.model.costs import Flops
 from reprune.model.full_speed import full_speed
 
+_SUSTAINED = 0.9  # a run's speed over the best in a second, by the runs of docs/measurements/forecasts.md
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -36,7 +38,8 @@ def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callab
     GELU by the tangent computes more than it moves on a CPU, as the elementwise operations of a block do on the whole:
     its time hardly depends on what the cache holds. Its results go to memory that is kept, as those of a run do.
 
-    Half of it is before `meanwhile` and half after, as a machine may be slow for more than half a second.
+    Half of it is before `meanwhile` and half after, as a machine may be slow for more than half a second. Rates are a
+    tenth lower than the best found: runs do not keep that up.
     """
     size = _size(device)
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
@@ -55,7 +58,8 @@ def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callab
     ]
     before = _best_of_each(device, *runs)
     meanwhile()
-    moved, full, multiplied, attending, sending = map(min, before, _best_of_each(device, *runs))
+    best = map(min, before, _best_of_each(device, *runs))
+    moved, full, multiplied, attending, sending = (seconds / _SUSTAINED for seconds in best)
     flops = 2.0 * size**3
     return Speed(
         flops / (full if products == torch.float32 else multiplied),

@@ -32,6 +32,7 @@ from turns import spread
 
 import reprune
 from reprune.engine.record import machine
+from reprune.model.whole import collect_models
 
 
 def run_textbook(rung: str, options: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def measure(out: Path, options: argparse.Namespace) -> dict[str, float]:
     how: dict[str, Any] = {"protocol": "short", "precision": "float32", "device": options.device}
     found = reprune.evaluate(out, options.text, **how)
     errors = reprune.errors_against(out, options.model, options.text, **how)
+    collect_models()  # the runs are processes of their own, on the same GPU
     return {"perplexity": found.perplexity, "error": errors.blocks[-1].relative}
 
 

@@ -98,6 +98,7 @@ _LACKS_MEMORY = (
     "Cannot allocate memory",
     "bad_alloc",
     ": out of memory",
+    "'out of memory'",  # NCCL's
     "STATUS_ALLOC_FAILED",
 )
 _NO_THREAD = "can't start new thread"  # from Python, which does not say what has run out

@@ -51,6 +51,24 @@ def test_a_run_of_passes_alone_takes_what_they_take() -> None:
     assert found.seconds == pytest.approx(8 * (passes * one + 0.05))
 
 
+def test_on_a_gpu_small_blocks_take_what_it_takes_to_begin_their_operations() -> None:
+    work = replace(_work(), block_bytes=[0] * 8, outside_bytes=[0])
+    assert work.blocks[0].operations == 0
+    many = replace(work, blocks=[replace(cost, operations=60_000) for cost in work.blocks])
+    gpu = ("device=cuda:0", "solver.epochs=1", "solver.batch_size=4")
+    found = _forecast("BR+GP", many, *gpu, pruner="magnitude")
+    passes = 36 + 1 + 36 + 4 + 36  # the dense stream, to find groups, the errors before, of the epoch, and advancing
+    adam = 8 * 4 * _WEIGHTS * 9 / _SPEED.traffic
+    begun = (passes / 4 * 2e4 + 32 / 4 * 6e4) * 1e-5
+    assert found.seconds == pytest.approx(8 * (begun + adam + 0.05))
+    assert _forecast("BR+GP", work, *gpu, pruner="magnitude").seconds < found.seconds
+    cpu = ("device=cpu", *gpu[1:])
+    assert (
+        _forecast("BR+GP", many, *cpu, pruner="magnitude").seconds
+        == _forecast("BR+GP", work, *cpu, pruner="magnitude").seconds
+    ), "a CPU begins them as it does them"
+
+
 def test_windows_of_several_blocks_take_what_leads_to_each_fresh_one_and_the_errors_before() -> None:
     """For the errors before, only the last block of a window is run, as the states that enter it are at hand."""
     work = replace(_work(), schedule=windows(8, 2, 2), block_bytes=[0] * 8, outside_bytes=[0])

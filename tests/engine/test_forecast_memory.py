@@ -10,10 +10,12 @@ from reprune.engine.footprint import _copies, _gradients, distilling_bytes, leas
 from reprune.engine.forecast import Forecast, forecast
 from reprune.engine.group_statistics import AT_ONCE
 from reprune.engine.work import Group
-from reprune.model.predictor import LOGITS
+from reprune.model.predictor import LOGITS, LOGITS_OF_GPU
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.schedule import windows
 from tests.engine.test_forecast import _HIDDEN, _SPEED, _TOKENS, _WEIGHTS, _forecast, _work
+
+_WORKSPACES = 2 * 32 * 2**20  # cuBLAS's, for the forward and the backward pass
 
 
 def test_a_gpu_picks_kept_weights_of_a_compact_fit_within_its_backward_passes() -> None:
@@ -131,6 +133,9 @@ def test_distillation_holds_the_head_and_some_logits() -> None:
         assert distilling_bytes(recipe, work) == expected
         many = distilling_bytes(recipe, replace(work, head=(10**6, _HIDDEN)))
         assert many == expected + 4 * (10**6 - words) * _HIDDEN - logits + 5 * 4 * LOGITS, "not of all tokens at once"
+        long = replace(work, head=(10**6, _HIDDEN), tokens=2**14)
+        of_gpu, of_cpu = (distilling_bytes(recipe.model_copy(update={"device": on}), long) for on in ("cuda", "cpu"))
+        assert of_gpu - of_cpu == 5 * 4 * (LOGITS_OF_GPU - LOGITS) + 2 * 8 * 4 * _TOKENS * _HIDDEN
         half = recipe.model_copy(update={"precision": "bfloat16"})
         assert expected - distilling_bytes(half, work) == 2 * words * _HIDDEN, "the head is held as it is multiplied by"
 
@@ -151,7 +156,7 @@ def test_a_model_that_writes_texts_before_is_held_as_a_whole() -> None:
     assert none == small
     assert large.memory_bytes == 10**12 + 11 * 10**7
     on_gpu = recipe.model_copy(update={"device": "cuda"})
-    assert forecast(on_gpu, _work(), _SPEED, 0, writer_bytes=10**12).device_bytes == 10**12
+    assert forecast(on_gpu, _work(), _SPEED, 0, writer_bytes=10**12).device_bytes == 10**12 + _WORKSPACES
 
 
 def test_memory_does_not_grow_with_the_number_of_blocks() -> None:
@@ -178,9 +183,9 @@ def test_a_gpu_holds_the_windows_and_the_host_the_streams() -> None:
     assert no_tensors.memory_bytes == int(beside + 1.1 * 3 * 36 * 4 * _TOKENS * _HIDDEN), "or the streams"
     # At the peak, besides weights, masks and moments, either all activations are held or all gradients.
     kept = 8 * 40 * _HIDDEN * _TOKENS
-    assert found.device_bytes == int(3.25 * 4 * _WEIGHTS + kept + 0.3 * kept) + sent
+    assert found.device_bytes == int(3.25 * 4 * _WEIGHTS + kept + 0.3 * kept) + sent + _WORKSPACES
     few = forecast(recipe, replace(_work(), calibration=1), _SPEED, 10**8)
-    assert few.device_bytes == int(4.25 * 4 * _WEIGHTS + 0.3 * kept / 8) + sent // 8
+    assert few.device_bytes == int(4.25 * 4 * _WEIGHTS + 0.3 * kept / 8) + sent // 8 + _WORKSPACES
     # The guard adds a copy of the kept weights, which are half of them, and the places of what it copies.
     guarded = forecast(recipe.model_copy(update={"guard": True}), _work(), _SPEED, 10**8)
-    assert guarded.device_bytes == int(4.75 * 4 * _WEIGHTS + 8 * _WEIGHTS)
+    assert guarded.device_bytes == int(4.75 * 4 * _WEIGHTS + 8 * _WEIGHTS) + _WORKSPACES

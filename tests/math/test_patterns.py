@@ -84,6 +84,14 @@ def test_every_group_keeps_its_best_and_among_equals_the_first(case: tuple[NM, T
 
 @_FEW
 @given(case=_grouped())
+def test_groups_are_ranked_at_once_as_they_are_member_by_member(case: tuple[NM, Tensor]) -> None:
+    pattern, scores = case
+    groups = scores.reshape(len(scores), -1, pattern.of)
+    assert patterns._ranks_at_once(groups).tolist() == patterns._ranks(groups).tolist()
+
+
+@_FEW
+@given(case=_grouped())
 def test_every_group_keeps_exactly_n_of_its_m(case: tuple[NM, Tensor]) -> None:
     pattern, scores = case
     assert (pattern.keep(scores, "row").reshape(-1, pattern.of).sum(dim=1) == pattern.kept).all()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reprune.errors import InputError, LostRankError
+from reprune.errors import InputError, LostRankError, out_of_memory
 from reprune.math import ranks as module
 from reprune.math.heartbeat import Heartbeat
 from reprune.math.ranks import ALONE, Together, Traffic
@@ -172,6 +172,18 @@ def test_a_rank_that_is_lost_in_a_sum_or_a_copy_is_an_error(monkeypatch: pytest.
     for exchange in (_rank(0, 2).sum_, _rank(0, 2).copy_):
         with pytest.raises(LostRankError, match=r"process 0 of 2 has lost the others \(timed out\)"):
             exchange([torch.ones(3)])
+
+
+def test_a_rank_whose_gpu_lacks_memory_for_a_sum_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+
+    def begin(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(dist, "all_reduce", begin)
+    with pytest.raises(RuntimeError, match="Cuda failure 2") as caught:
+        _rank(0, 2).sum_([torch.ones(3)])
+    assert str(out_of_memory(caught.value)).startswith("out of memory")
 
 
 @pytest.mark.parametrize("source", [0, 2])

@@ -137,3 +137,10 @@ def test_a_tensor_that_several_blocks_are_passed_is_moved_once(monkeypatch: pyte
     assert len(moved) == 1
     assert calls[0].args[1].is_meta
     assert all(call.args[1] is calls[0].args[1] for call in calls)
+
+
+def test_a_mask_that_is_expanded_to_all_samples_is_expanded_on_the_device_too() -> None:
+    mask = torch.ones(1, 1, 5, 5).expand(8, 1, 5, 5)
+    [call, *_] = to_device(_calls(mask, mask), torch.device("meta"))
+    assert call.args[1].shape == mask.shape
+    assert call.args[1].untyped_storage().nbytes() == 4 * 25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,6 +58,29 @@ def _newer_setting(place: Any, precision: str) -> Iterator[None]:
         place.fp32_precision = before
 
 
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def _summed_otherwise(name: str) -> Iterator[None]:
+    before = getattr(torch.backends.cuda.matmul, name)
+    setattr(torch.backends.cuda.matmul, name, not before)
+    try:
+        yield
+    finally:
+        setattr(torch.backends.cuda.matmul, name, before)
+
+
+_SUMS = ["allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"]
+if hasattr(torch.backends.cuda.matmul, "allow_fp16_accumulation"):  # since PyTorch 2.7
+    _SUMS.append("allow_fp16_accumulation")
+
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -68,6 +92,7 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "products in bfloat16": lambda: _older_setting("medium"),
     "meta by default": lambda: _default_device("meta"),
     "meta in a context": lambda: torch.device("meta"),
+    **{name: partial(_summed_otherwise, name) for name in _SUMS},
 }
 
 
@@ -90,13 +115,17 @@ def _rounding() -> list[object]:
     return [older, *("ieee" if one == "none" else one for one in found)]
 
 
+def _sums() -> list[object]:
+    return [getattr(torch.backends.cuda.matmul, name) for name in _SUMS]
+
+
 def _settings() -> list[object]:
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     autocast = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
     made = torch.empty(0)
     grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return [depth, autocast, torch.is_autocast_cache_enabled(), made.dtype, made.device, *grad, *_rounding()]
+    return [depth, autocast, torch.is_autocast_cache_enabled(), made.dtype, made.device, *grad, *_rounding(), *_sums()]
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
@@ -112,6 +141,23 @@ def test_all_is_as_pytorch_starts_and_then_as_the_caller_had_it(name: str) -> No
             raise ZeroDivisionError
         assert _settings() == before
     assert _settings() == at_first
+
+
+def test_what_cannot_be_deterministic_runs_where_the_caller_asked_for_it() -> None:
+    def run() -> None:
+        torch.zeros(4).put_(torch.tensor([0]), torch.ones(1))  # has no deterministic implementation on a CPU either
+
+    with _deterministic():
+        with undisturbed():
+            run()
+            assert torch.are_deterministic_algorithms_enabled(), "what can be, is"
+        with pytest.raises(RuntimeError, match="deterministic"):
+            run()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with undisturbed(), pytest.warns(UserWarning, match="deterministic"):
+            run()
+    with undisturbed():
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_weights_that_change_are_cast_anew_within_an_outer_autocast() -> None:

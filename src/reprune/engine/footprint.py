@@ -8,7 +8,7 @@ from reprune.engine.group_statistics import AT_ONCE, gathers
 from reprune.engine.work import Group, Work
 from reprune.math.masking import PLACES_BYTES
 from reprune.model.costs import BlockCosts
-from reprune.model.predictor import LOGITS
+from reprune.model.predictor import LOGITS, LOGITS_OF_GPU
 from reprune.model.streams import AHEAD
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window, windows
@@ -139,7 +139,8 @@ def distilling_bytes(recipe: Recipe, work: Work) -> int:
     at_a_time = min(recipe.solver.samples_at_a_time, work.calibration)
     kept = _kept_bytes(recipe, costs)
     weights = 4 * sum(cost.parameters for cost in costs)
-    logits = min(4 * LOGITS, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
+    most = LOGITS_OF_GPU if on_gpu(recipe) else LOGITS
+    logits = min(4 * most, 4 * words * work.tokens * at_a_time) * _LOGITS_HELD
     tried = _gradients(recipe) * weights  # see `_tried`
     passing = max(max(at_a_time * kept, tried) + logits, _TEMPORARY * at_a_time * kept)
     sent = _sent_bytes(recipe, at_a_time * costs[0].states)

@@ -37,6 +37,11 @@ _SYMMETRIC = 0.625  # the part of a symmetric product that is computed
 _COLUMN_SECONDS = 3e-5  # SparseGPT's overhead per column of a group, whatever the number of rows
 _FILE_BYTES_PER_SECOND = 4e8  # a block's shard: read, rounded, written and synced to disk
 _COPIED_BYTES_PER_SECOND = 6e8  # tensors outside the blocks, which are copied
+_OPERATION_SECONDS = 1e-5
+"""A GPU's host begins an operation no sooner: the time of one in a step of a tiny block is 8 to 11 us on a CPU."""
+_OF_FORWARD = 1 / 3  # of the operations of a forward and a backward pass
+_WORKSPACE_BYTES = 2 * 2**25
+"""cuBLAS's on an H100, for the forward and for the backward pass, which is in a thread of its own; others take less."""
 _WINDOW_SECONDS = 0.05  # fixed overhead per window
 _BESIDE_BYTES = 110e6  # what is not counted here: the tokenizer, the samples, thread pools
 _HEAP = 1.1  # what the heap takes from the system, over what was allocated from it
@@ -91,7 +96,8 @@ def forecast(
     host = base_bytes + _BESIDE_BYTES + pinned_bytes(recipe, work) + most
     disk = disk_bytes(recipe, len(work.blocks), stream, own, sum(work.block_bytes) + sum(work.outside_bytes))
     sent = sum(crew.bytes(summed, told) for summed, told, _ in exchanged)
-    return Forecast(seconds, int(host), int(max(window, writer_bytes)) if on_device else 0, int(disk), int(sent))
+    device = _WORKSPACE_BYTES + max(window, writer_bytes) if on_device else 0
+    return Forecast(seconds, int(host), int(device), int(disk), int(sent))
 
 
 @final
@@ -121,11 +127,19 @@ class _Estimate:
         """Seconds to move a sample's states to the device, and its outputs back or its targets there too."""
         return 2.0 * self.work.blocks[0].states / self.speed.link
 
+    def _begun(self, operations: float) -> float:
+        """The least seconds of one sample's share of a batch's operations: those to begin them, if on a GPU."""
+        at_a_time = min(self.recipe.solver.samples_at_a_time, max(self.calibration, 1))
+        return operations * _OPERATION_SECONDS / at_a_time if on_gpu(self.recipe) else 0.0
+
     def forward(self, blocks: Sequence[int]) -> float:
         """A forward pass of one sample through blocks."""
         costs = [self.work.blocks[i] for i in blocks]
         return (self._crossing if blocks else 0.0) + sum(
-            self.speed.seconds(cost.forward) + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic
+            max(
+                self.speed.seconds(cost.forward) + _TRAFFIC_FORWARD * cost.activations / self.speed.traffic,
+                self._begun(_OF_FORWARD * cost.operations),
+            )
             for cost in costs
         )
 
@@ -133,7 +147,11 @@ class _Estimate:
         """A forward and a backward pass of one sample through blocks."""
         costs = [self.work.blocks[i] for i in blocks]
         return self._crossing + sum(
-            self.speed.seconds(cost.both) + _TRAFFIC_BOTH * cost.activations / self.speed.traffic for cost in costs
+            max(
+                self.speed.seconds(cost.both) + _TRAFFIC_BOTH * cost.activations / self.speed.traffic,
+                self._begun(cost.operations),
+            )
+            for cost in costs
         )
 
     def head(self, products: int, logits: int) -> float:

@@ -44,10 +44,10 @@ def measure_speed(device: torch.device, products: torch.dtype, meanwhile: Callab
     size = _size(device)
     samples, heads, tokens, width = (1 if device.type == "cpu" else size // 512), 16, 1024, 64
     many = torch.ones(size * size * 8, device=device)
-    states = torch.ones(samples, heads, tokens, width, device=device, dtype=products)
+    states = torch.randn(samples, heads, tokens, width, device=device, dtype=products)
     kept = torch.ones(0 if device.type == "cpu" else 2**26)
     gathered = torch.ones(kept.shape, pin_memory=device.type == "cuda")  # as a run's states are
-    matrix = torch.ones(size, size, device=device)
+    matrix = torch.randn(size, size, device=device)
     rounded = matrix.to(products)
     runs: list[Callable[[], torch.Tensor]] = [
         lambda: gelu(many, approximate="tanh"),

@@ -21,6 +21,7 @@ from reprune.errors import InputError, NumericalError
 Scope = Literal["matrix", "row"]
 """Which weights compete with each other: all of a matrix, or those of one output row."""
 _LONG, _SAMPLE = 2**16, 2**12  # rows this long are searched by a sample first; about the sample's size
+_FEW = 2**22  # pairs of weights that a GPU compares at once
 
 
 class Pattern(ABC):
@@ -166,11 +167,8 @@ class NM(Pattern):
     def keep(self, scores: Tensor, scope: Scope) -> Tensor:
         del scope  # weights compete within their group
         groups = scores.reshape(scores.shape[0], -1, self.of)  # (rows, groups, of)
-        rank = torch.zeros_like(groups, dtype=torch.int16)
-        for other in range(self.of):
-            rival = groups[:, :, other : other + 1]
-            rank += rival > groups
-            rank[:, :, other + 1 :] += rival == groups[:, :, other + 1 :]
+        few = scores.device.type != "cpu" and scores.numel() * self.of <= _FEW
+        rank = _ranks_at_once(groups) if few else _ranks(groups)
         return (rank < self.kept).reshape(scores.shape)
 
     def allows(self, mask: Tensor) -> bool:
@@ -180,6 +178,23 @@ class NM(Pattern):
 
     def __str__(self) -> str:
         return f"{self.kept}:{self.of}"
+
+
+def _ranks(groups: Tensor) -> Tensor:
+    """How many members of its group (rows, groups, of) come before each: higher ones, and equal ones to its left."""
+    rank = torch.zeros_like(groups, dtype=torch.int16)
+    for other in range(groups.shape[2]):
+        rival = groups[:, :, other : other + 1]
+        rank += rival > groups
+        rank[:, :, other + 1 :] += rival == groups[:, :, other + 1 :]
+    return rank
+
+
+def _ranks_at_once(groups: Tensor) -> Tensor:
+    """The same in fewer operations, on which time depends where a GPU has few numbers; it holds all pairs."""
+    one, rival = groups.unsqueeze(3), groups.unsqueeze(2)  # (rows, groups, of, 1) and (rows, groups, 1, of)
+    left = torch.ones(groups.shape[2], groups.shape[2], dtype=torch.bool, device=groups.device).tril(-1)
+    return ((rival > one) | ((rival == one) & left)).sum(dim=3)
 
 
 def parse_pattern(text: str) -> Pattern:

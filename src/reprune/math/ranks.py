@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from reprune.errors import InputError, LostRankError
+from reprune.errors import InputError, LostRankError, out_of_memory
 from reprune.math.heartbeat import Heartbeat
 
 Value = TypeVar("Value")
@@ -347,6 +347,8 @@ class Together(Ranks):
         try:
             found = work()
         except RuntimeError as error:
+            if out_of_memory(error) is not None:
+                raise
             raise LostRankError(
                 f"process {self.number} of {self.count} has lost the others ({_short(error)}); see which of them ended "
                 "and why."

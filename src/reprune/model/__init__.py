@@ -8,8 +8,8 @@ The engine uses `decoder`. The modules by topic:
 - a decoder without its weights: `skeleton`, with `bare` and `recorder`; what blocks hand on: `forms`, `handing`,
   `written`, `passing`, `nested`; what a block holds and costs: `weightless`, `without_weights`, `linears`,
   `products`, `costs`;
-- running a block: `block`, with `norms`, `fitted_linears`, `half_attention`, `float32_products`, `routing`; the
-  states that pass through blocks: `streams`; what follows the blocks: `predictor`;
+- running a block: `block`, with `norms`, `fitted_linears`, `half_attention`, `repeated_keys`, `float32_products`,
+  `routing`; the states that pass through blocks: `streams`; what follows the blocks: `predictor`;
 - a whole model: `whole`, `widened`, `uncached`, `head`, `sampler`;
 - the process: `full_speed`, `undisturbed`, `quiet`, `garbage`, `plain_kernels`.
 """

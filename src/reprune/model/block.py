@@ -22,6 +22,7 @@ from reprune.model.linears import Linear, Stack, find_linears, find_routers
 from reprune.model.norms import as_one, find_norms
 from reprune.model.plain_kernels import plain_kernels
 from reprune.model.products import SlicesApart, same_data, watched_products
+from reprune.model.repeated_keys import RepeatedKeys, shares_keys
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,12 @@ class Precision:
             HalfPrecisionError: within the context, if the model combines tensors that autocast left in different
                 dtypes.
         """
-        with plain_kernels(device), nullcontext() if self.products == torch.float32 else self._in_half(device):
+        with ExitStack() as stack:
+            stack.enter_context(plain_kernels(device))
+            if self.products != torch.float32:
+                stack.enter_context(self._in_half(device))
+            if not shares_keys(device, self.products):
+                stack.enter_context(RepeatedKeys())
             yield
 
     @contextmanager

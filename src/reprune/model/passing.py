@@ -161,12 +161,17 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def to_device(calls: list[Call], device: torch.device) -> list[Call]:
-    """The calls with their tensors on a device; a tensor that several blocks share stays shared."""
+    """The calls with their tensors on a device.
+
+    A tensor that several blocks share stays shared, and one that is expanded, as a mask to all samples of a batch, is
+    expanded there too.
+    """
     moved: dict[int, Tensor] = {}
 
     def move(tensor: Tensor) -> Tensor:
         if id(tensor) not in moved:
-            moved[id(tensor)] = tensor.detach().to(device)
+            once = tuple(slice(None) if stride else slice(1) for stride in tensor.stride())
+            moved[id(tensor)] = tensor.detach()[once].to(device).expand(tensor.shape)
         return moved[id(tensor)]
 
     return [replace(call, args=with_tensors(call.args, move), kwargs=with_tensors(call.kwargs, move)) for call in calls]

@@ -18,7 +18,8 @@ from reprune.model.block import Precision
 from reprune.model.recorder import Fill
 from reprune.model.skeleton import Skeleton
 
-LOGITS = 2**24  # at a time: 64 MiB in float32
+LOGITS, LOGITS_OF_GPU = 2**24, 2**26
+"""How many are computed at a time, on a CPU and elsewhere: 64 and 256 MiB in float32. A GPU is slow at many calls."""
 _TRIED = 4  # tokens
 _NEAR = 0.02  # of the largest logit: differences that rounding to half precision may make
 
@@ -74,7 +75,7 @@ class Predictor:
         if not self._words:
             self._look_at(states, ids)
         samples, tokens = ids.shape
-        at_once = max(LOGITS // self._words, 1)
+        at_once = max((LOGITS if states.device.type == "cpu" else LOGITS_OF_GPU) // self._words, 1)
         of_samples = slices(0, samples, max(at_once // tokens, 1))
         yield from product(of_samples, slices(0, tokens, at_once) if self._by_token else [slice(None)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -12,6 +13,12 @@ from torch import backends
 
 _KINDS = ("cpu", "cuda")
 """Types of devices, each with its own autocast."""
+_SUMS = {
+    "allow_bf16_reduced_precision_reduction": True,
+    "allow_fp16_reduced_precision_reduction": True,
+    "allow_fp16_accumulation": False,
+}
+"""How a GPU sums in products of half precision, as PyTorch starts; releases before 2.7 lack the last."""
 
 
 @contextmanager
@@ -19,12 +26,14 @@ def undisturbed() -> Iterator[None]:
     """A context, or decorator, in which a caller's settings change no result, and which leaves them as they were.
 
     Within it gradients are recorded, autocast is off, new tensors are float32 and on the CPU by default, and float32
-    products are computed in float32. The random numbers that the caller draws next, from PyTorch or Python, are those
-    that it would have drawn without it.
+    products are computed in float32. If the caller has asked for deterministic algorithms, they are used where there
+    are some, and the other operations run all the same. The random numbers that the caller draws next, from PyTorch or
+    Python, are those that it would have drawn without it.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         _leave_autocast(stack)
         _leave_rounding(stack)
+        _leave_refusals(stack)
         if (dtype := torch.get_default_dtype()) != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
@@ -60,13 +69,17 @@ def _leave_autocast(stack: ExitStack) -> None:
 
 
 def _leave_rounding(stack: ExitStack) -> None:
-    """Forbid TF32 and bfloat16 for float32 products until the stack is closed.
+    """Forbid TF32 and bfloat16 for float32 products, and sum those in half precision as usual, until the stack closes.
 
     The environment may have allowed them too (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     """
     # General settings first: an operation without a setting of its own follows them.
     wide: list[Any] = [backends, backends.mkldnn, backends.cudnn]
     matmul: list[Any] = [backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)]
+    for name, usual in _SUMS.items():
+        if (value := getattr(backends.cuda.matmul, name, usual)) != usual:
+            stack.callback(setattr, backends.cuda.matmul, name, value)
+            setattr(backends.cuda.matmul, name, usual)
     places = [place for place in wide + matmul if hasattr(place, "fp32_precision")]  # since PyTorch 2.9
     if places and all(place.fp32_precision in ("none", "ieee") for place in places):
         return
@@ -79,6 +92,19 @@ def _leave_rounding(stack: ExitStack) -> None:
     if older is not None:
         stack.callback(torch.set_float32_matmul_precision, older)
     torch.set_float32_matmul_precision("highest")
+
+
+def _leave_refusals(stack: ExitStack) -> None:
+    """Run also what has no deterministic implementation until the stack is closed, instead of raising.
+
+    Such as a GPU's selection of the k-th number: which of several equal ones it finds is left open, but no result
+    depends on that.
+    """
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        stack.callback(torch.use_deterministic_algorithms, True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
 
 
 def _nest(contexts: int) -> None:

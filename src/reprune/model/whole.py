@@ -115,9 +115,14 @@ def whole_bytes(checkpoint: Checkpoint, precision: Precision, trust_remote_code:
 
 
 def collect_models() -> None:
-    """Free the memory of whole models that are no longer used; as they hold cycles, they need a collection."""
+    """Free the memory of whole models that are no longer used, also for other processes on the same GPU.
+
+    As models hold cycles, they need a collection.
+    """
     if _was_loaded.is_set():
         gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def weights_dtype(folder: Path, trust_remote_code: bool = False) -> str:

@@ -19,8 +19,9 @@ def shares_keys(device: torch.device, products: torch.dtype) -> bool:
     """Whether attention with products in this dtype can share keys without holding all scores."""
     if device.type == "cpu":
         return True
-    old = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
-    return products != torch.float32 and not old
+    if products == torch.float32:
+        return False
+    return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @final

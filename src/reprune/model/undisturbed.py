@@ -33,6 +33,7 @@ def undisturbed() -> Iterator[None]:
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         _leave_autocast(stack)
         _leave_rounding(stack)
+        _leave_sums(stack)
         _leave_refusals(stack)
         if (dtype := torch.get_default_dtype()) != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
@@ -69,17 +70,13 @@ def _leave_autocast(stack: ExitStack) -> None:
 
 
 def _leave_rounding(stack: ExitStack) -> None:
-    """Forbid TF32 and bfloat16 for float32 products, and sum those in half precision as usual, until the stack closes.
+    """Forbid TF32 and bfloat16 for float32 products until the stack is closed.
 
     The environment may have allowed them too (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
     """
     # General settings first: an operation without a setting of its own follows them.
     wide: list[Any] = [backends, backends.mkldnn, backends.cudnn]
     matmul: list[Any] = [backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None)]
-    for name, usual in _SUMS.items():
-        if (value := getattr(backends.cuda.matmul, name, usual)) != usual:
-            stack.callback(setattr, backends.cuda.matmul, name, value)
-            setattr(backends.cuda.matmul, name, usual)
     places = [place for place in wide + matmul if hasattr(place, "fp32_precision")]  # since PyTorch 2.9
     if places and all(place.fp32_precision in ("none", "ieee") for place in places):
         return
@@ -92,6 +89,14 @@ def _leave_rounding(stack: ExitStack) -> None:
     if older is not None:
         stack.callback(torch.set_float32_matmul_precision, older)
     torch.set_float32_matmul_precision("highest")
+
+
+def _leave_sums(stack: ExitStack) -> None:
+    """Sum in products of half precision as PyTorch does at its start, until the stack is closed."""
+    for name, usual in _SUMS.items():
+        if (value := getattr(backends.cuda.matmul, name, usual)) != usual:
+            stack.callback(setattr, backends.cuda.matmul, name, value)
+            setattr(backends.cuda.matmul, name, usual)
 
 
 def _leave_refusals(stack: ExitStack) -> None:

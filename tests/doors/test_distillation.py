@@ -78,3 +78,17 @@ def test_a_report_has_a_section_of_its_own(tmp_path: Path) -> None:
 def test_a_report_of_a_real_run_can_be_made(cli: Cli) -> None:
     cli("prune", "llama", "--out", "out", *QUICK, *DISTILL)
     assert "Divergence of predictions by epoch" in report(Path("out")).read_text(encoding="utf-8")
+
+
+def test_a_descent_that_becomes_nan_is_told_and_changes_nothing(here: Path, cli: Cli) -> None:
+    said = cli("prune", "llama", "--out", "failed", *QUICK, "--set", "distill.blocks=1", "distill.lr=1e39")
+    assert said.code == 0
+    found = " ".join(said.out.split())
+    assert "note: distillation of blocks [2]: the loss became nan in epoch 1; lower distill.lr" in found
+    assert "it became NaN or infinite (see notes); the best state is kept" in found
+    assert max(map(len, said.out.splitlines())) <= 80
+    step = record_of(here / "failed")["distillation"]
+    (failure,), (note,) = step["failures"], step["notes"]
+    assert failure in note
+    assert (step["kept_epoch"], step["epochs"]) == (0, [])
+    assert step["heldout_divergence"]["before"] == step["heldout_divergence"]["after"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_too_long_is_a_rate_that_windows_began_with_and_too_short_one_that_was_a
     assert said(0.001, 0.01) == "0.10 % of the kept weights' root mean square: shorter steps"
     assert said(0.01, 0.001) is None
     assert said(None, None) is None
+    assert said(0.3) == "30.0 % of the kept weights' root mean square: longer steps", "no epoch went well"
 
 
 @pytest.mark.parametrize("first", [0.001, 0.3])
@@ -86,3 +88,25 @@ def test_a_rate_far_from_the_weights(
     asked: list[float | None], begun: list[float | None], expected: tuple[float, str] | None
 ) -> None:
     assert unusual_steps(asked, begun) == expected
+
+
+@pytest.mark.parametrize(("precision", "rate"), [("float32", "1e30"), ("float16", "10")])
+def test_a_fit_that_becomes_nan_under_the_guard_is_told_everywhere(
+    here: Path, cli: Cli, precision: str, rate: str
+) -> None:
+    said = cli("prune", "llama", "--out", "failed", *QUICK, "--lr", rate, "--set", f"precision={precision}")
+    assert (said.code, said.err) == (0, "")
+    found = " ".join(said.out.split())
+    assert re.search(r"note: window 0 \(blocks \[0\]\): the (loss|held-out error) became (nan|inf) in epoch 1; ", found)
+    assert "(the learning rate, now" in found
+    assert ("start again in another folder with --set precision=bfloat16" in found) == (precision == "float16")
+    assert "ended 3 of 3 fits that became NaN or infinite (see notes)" in found
+    assert "longer steps than usual" in found
+    assert max(map(len, said.out.splitlines())) <= 80
+    for window in record_of(here / "failed")["windows"]:
+        (failure,) = window["guard"]["failures"]
+        assert any(failure in note for note in window["notes"])
+        assert (window["epochs"], window["guard"]["run_epochs"], window["guard"]["planned_epochs"]) == ([], 0, 2)
+    assert cli("report", "failed").code == 0
+    assert "Reconstruction failed in 3 of 3 windows" in (here / "failed" / "report.html").read_text(encoding="utf-8")
+    assert cli("verify", "failed").code == 0

@@ -24,7 +24,7 @@ from reprune.engine.window import PrunedBlock
 from reprune.math.patterns import Unstructured
 from reprune.math.ranks import ALONE, Traffic
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Epoch, Errors, Fit
+from reprune.math.solver import Epoch, Errors, Failure, Fit
 from reprune.math.standardization import FeatureStatistics
 from reprune.model.linears import Linear
 from reprune.planning.choice import Choice
@@ -51,7 +51,7 @@ def _window(
     before = Errors(Error(1.0, 2.0, 3.0), Error(4.0, 5.0, 6.0))
     after = Errors(Error(11.0, 12.0, 13.0), Error(14.0, 15.0, 16.0))
     epochs = tuple(
-        Epoch(number, number / 10, error, 10 * error, 0.02, 0.2, number <= alone)
+        Epoch(number, number / 10, error, 10 * error, 0.02, 0.2, 5, number <= alone)
         for number, error in enumerate((0.5, 0.3, 0.4), 1)
     )
     fit = Fit(before, epochs, planned, kept, guarded, 0.3)
@@ -102,7 +102,7 @@ def test_an_epoch_names_the_blocks_that_it_moved_and_both_its_errors() -> None:
     assert [epoch["relative_calibration_error"] for epoch in found] == [0.1, 0.2, 0.3]
     assert [epoch["relative_heldout_error"] for epoch in found] == [0.5, 0.3, 0.4]
     assert [epoch["standardized_heldout_error"] for epoch in found] == [5.0, 3.0, 4.0]
-    assert {(epoch["lr"], epoch["relative_lr"]) for epoch in found} == {(0.02, 0.2)}
+    assert {(epoch["lr"], epoch["relative_lr"], epoch["steps"]) for epoch in found} == {(0.02, 0.2, 5)}
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,18 @@ def test_what_the_guard_did_is_on_record() -> None:
     for kept, planned, stopped, restored in ((3, 3, False, False), (2, 3, False, True), (3, 9, True, False)):
         found = _window(kept, planned=planned)["guard"]
         assert (found["planned_epochs"], found["run_epochs"]) == (planned, 3)
-        assert (found["stopped_early"], found["restored"]) == (stopped, restored)
+        assert (found["stopped_early"], found["restored"], found["failures"]) == (stopped, restored, [])
     assert [_window(3, guarded=on)["guard"]["on"] for on in (True, False)] == [True, False]
+
+
+def test_a_fit_that_failed_in_its_first_epoch_is_on_record() -> None:
+    errors = Errors(Error(1.0, 2.0, 3.0), Error(4.0, 5.0, 6.0))
+    fit = Fit(errors, (), 4, 0, True, 0.3, (Failure("the loss became nan", 1, "--lr", 10.0),))
+    solver = resolve_recipe("model", {"reconstruct": "BR"}).solver
+    guard = window_record(windows(3, 2, 1)[1], fit, errors, solver, None, [], [], 0.0)["guard"]
+    assert guard["failures"] == ["the loss became nan in epoch 1; lower --lr (the learning rate, now 10)"]
+    assert (guard["planned_epochs"], guard["run_epochs"], guard["restored"]) == (4, 0, False)
+    assert guard["standardized_heldout_error"] == {"last": 6.0, "kept": 6.0}
 
 
 def test_a_window_that_nothing_was_fitted_in_has_the_errors_after_it_alone() -> None:

@@ -66,6 +66,16 @@ def test_a_fit_that_diverges_keeps_its_start_under_the_guard(batch_size: int) ->
     assert fit.kept_epoch == 0
     assert len(fit.epochs) < 4
     assert _same(problem.state(), start)
+    (failure,) = fit.failures
+    assert (failure.epoch, failure.lr) == (len(fit.epochs) + 1, 1e30)
+    assert re.fullmatch(
+        r"the (loss|held-out error) became (nan|inf) in epoch \d; lower --lr \(the learning rate, now 1e\+30\)",
+        str(failure),
+    )
+
+
+def test_a_fit_that_stays_finite_has_no_failure() -> None:
+    assert Adam(epochs=2, lr=0.01, batch_size=2).fit(_Network(), 0, _nothing).failures == ()
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
@@ -88,6 +98,7 @@ def test_a_heldout_error_that_is_not_finite_ends_a_descent_though_its_loss_is() 
         Adam(epochs=4, lr=0.01, guard=False).fit(Blind(), 0, _nothing)
     fit = Adam(epochs=4, lr=0.01, patience=9).fit(problem, 0, _nothing)
     assert (fit.kept_epoch, fit.epochs) == (0, ())
+    assert [(failure.what, failure.epoch) for failure in fit.failures] == [("the held-out error became inf", 1)]
     assert _same(problem.state(), start)
 
 

@@ -180,6 +180,19 @@ def test_epochs_are_numbered_on_from_those_that_were_run_of_the_last_part() -> N
     assert fit.kept_epoch == run + 2
 
 
+def test_a_failure_is_numbered_as_the_epochs_are_and_what_was_gained_before_it_stays() -> None:
+    problem = _Chain(2)
+    fit = Widening(last_part=Adam(2, 0.02, 2), whole=Adam(3, 1e39, 2), only_part=Adam(1)).fit(
+        problem, 0, lambda epoch: None
+    )
+    assert fit.kept_epoch == 2
+    (failure,) = fit.failures
+    assert failure.epoch == len(fit.epochs) + 1 >= 3
+    assert problem.heldout_error().relative == pytest.approx(fit.epochs[1].heldout, rel=1e-6)
+    both = Widening(last_part=Adam(2, 1e39, 2), whole=Adam(3, 1e39, 2), only_part=Adam(1))
+    assert len(both.fit(_Chain(2), 0, lambda epoch: None).failures) == 2
+
+
 def test_without_the_guard_the_last_state_stays_and_is_said_to() -> None:
     last_part, whole = Adam(2, 0.02, 2, guard=False), Adam(2, 0.02, 3, guard=False)
     solver, problem = Widening(last_part, whole, only_part=Adam(1, batch_size=6)), _Chain(2)

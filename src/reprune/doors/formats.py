@@ -65,6 +65,8 @@ def table(words: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
 def percent(share: float) -> str:
     """0.1234 as 12.3 %, with three digits."""
     value = 100.0 * share
+    if value >= 1e6:
+        return f"{value:.3g} %"
     return f"{value:.0f} %" if value >= 99.95 else f"{value:.1f} %" if value >= 9.995 else f"{value:.2f} %"
 
 

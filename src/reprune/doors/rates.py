@@ -15,7 +15,8 @@ _USUAL = (0.0025, 0.04)
 
 def said_of_rate(windows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """What is wrong with the learning rate of windows on record, and what to do; None if nothing is wrong."""
-    begun = [window["epochs"][0].get("relative_lr") for window in windows if window["epochs"]]
+    # A window in which no epoch went well began with the rate that was asked for.
+    begun = [(window["epochs"] or [window])[0].get("relative_lr") for window in windows]
     unusual = unusual_steps([window.get("relative_lr") for window in windows], begun)
     if unusual is None:
         return None

@@ -14,6 +14,7 @@ from typing import Any
 
 from reprune.engine.agreement import agree_
 from reprune.engine.books import Books
+from reprune.engine.failures import failure_notes
 from reprune.engine.frontier import Frontier
 from reprune.engine.predictions import PredictionObjective
 from reprune.engine.record import block_record, conditions, exchange_record
@@ -54,7 +55,15 @@ def distill(
     blocks = [_retired(decoder, books, before[index]) for index in window.blocks]
     problem = PredictionObjective(frontier, blocks, decoder.predictor(), recipe.solver.checkpointing)
     start = problem.heldout_error()
-    descent = _descend(problem, start, solver, window, recipe.seed, watcher)
+    place = f"distillation of blocks {list(window.blocks)}"
+    if not start.finite:
+        raise NumericalError(f"{place}: the predictions from their outputs are not finite")
+    with problem.fitting(place):
+        seed = seed_of(recipe.seed, "distill")
+        descent = solver.descend(problem, start, seed, lambda epoch: watcher.epoch(window, epoch, solver.epochs))
+    notes = failure_notes(place, descent.failures, decoder)
+    for note in notes:
+        watcher.note(note)
     agree_(blocks, ranks)
 
     watcher.phase(window, "advancing")
@@ -74,7 +83,7 @@ def distill(
     if not errors[window.blocks[-1]].finite:
         raise NumericalError(f"blocks {list(window.blocks)}: their outputs are not finite after distillation")
     records = [block_record(pruned, errors[pruned.index], sparsities, recipe.choice) for pruned in blocks]
-    record = _record(window, before, records, descent, (start, after), solver, time.monotonic() - began)
+    record = _record(window, before, records, descent, (start, after), solver, notes, time.monotonic() - began)
     decoder.checkpoint.check_unchanged()
     record |= exchange_record(ranks, traffic)
     entry = {
@@ -86,19 +95,6 @@ def distill(
     books.commit(window, entry, written, [])
     trim_heap()
     watcher.window_done(window, record)
-
-
-def _descend(
-    problem: PredictionObjective, start: Error, solver: Adam, window: Window, seed: int, watcher: Watcher
-) -> Descent:
-    """Fit the blocks by the solver; its errors name them."""
-    place = f"distillation of blocks {list(window.blocks)}"
-    if not start.finite:
-        raise NumericalError(f"{place}: the predictions from their outputs are not finite")
-    with problem.fitting(place):
-        return solver.descend(
-            problem, start, seed_of(seed, "distill"), lambda epoch: watcher.epoch(window, epoch, solver.epochs)
-        )
 
 
 def _retired(decoder: Decoder, books: Books, record: Mapping[str, Any]) -> PrunedBlock:
@@ -120,6 +116,7 @@ def _record(
     descent: Descent,
     heldout: tuple[Error, Error],
     solver: Adam,
+    notes: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
     """The step's entry in reprune.json; divergences are in nats per token."""
@@ -147,5 +144,7 @@ def _record(
         "kept_epoch": descent.kept_epoch,
         "guarded": solver.guard,
         "relative_lr": descent.relative_lr,
+        "failures": [str(failure) for failure in descent.failures],
+        "notes": list(notes),
         "seconds": round(seconds, 3),
     }

@@ -72,6 +72,7 @@ def window_record(
                 "standardized_heldout_error": epoch.judged,
                 "lr": epoch.lr,
                 "relative_lr": epoch.relative_lr,
+                "steps": epoch.steps,
                 "blocks": list(window.blocks)[-1:] if epoch.last_part else list(window.blocks),
             }
             for epoch in fit.epochs
@@ -79,7 +80,7 @@ def window_record(
         "relative_lr": fit.relative_lr,
         "kept_epoch": fit.kept_epoch,
         "reconstructed": _reconstructed(window, fit),
-        "guard": _guard_record(fit, before.heldout, standardized) if fit.epochs else None,
+        "guard": _guard_record(fit, before.heldout, standardized) if fit.planned_epochs else None,
         "least_squares": [
             {"block": pruned.index, "linears": list(names), "ridge": ridge}
             for pruned in fresh
@@ -108,6 +109,7 @@ def _guard_record(fit: Fit, start: Error, standardized: bool) -> dict[str, Any]:
         "run_epochs": len(fit.epochs),
         "stopped_early": len(fit.epochs) < fit.planned_epochs,
         "restored": fit.kept_epoch < len(fit.epochs),
+        "failures": [str(failure) for failure in fit.failures],
         "relative_heldout_error": {"last": relative[-1], "kept": relative[fit.kept_epoch]},
         "standardized_heldout_error": {"last": judged[-1], "kept": judged[fit.kept_epoch]},
     }

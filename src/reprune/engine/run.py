@@ -19,6 +19,7 @@ from reprune.engine.allocate import allocate
 from reprune.engine.books import Books
 from reprune.engine.dense import Dense
 from reprune.engine.distillation import distill
+from reprune.engine.failures import failure_notes, float16_advice
 from reprune.engine.fresh import FreshBlocks
 from reprune.engine.frontier import Frontier
 from reprune.engine.peak_memory import forget_peak_memory
@@ -140,12 +141,9 @@ def _naming_float16(decoder: Decoder) -> Iterator[None]:
     try:
         yield
     except NumericalError as error:
-        if decoder.precision.products != torch.float16:
+        if not float16_advice(decoder):
             raise
-        raise NumericalError(
-            f"{error}; products are in float16, which holds nothing above 65504: start again in another folder with "
-            "--set precision=bfloat16 or --set precision=float32"
-        ) from None
+        raise NumericalError(f"{error}{float16_advice(decoder)}") from None
 
 
 @final
@@ -198,6 +196,9 @@ class _Windows:
                 teacher_forcing=recipe.solver.teacher_forcing,
             )
             fit = self._fit(window, problem)
+            failed = failure_notes(str(window), fit.failures, self.decoder)
+            for note in failed:
+                watcher.note(note)
             streams.close()
             agree_(blocks, ranks)
 
@@ -215,7 +216,7 @@ class _Windows:
             if strange := [index for index, one in block_errors.items() if not one.finite]:
                 raise NumericalError(f"block {strange[0]}: its outputs, or the dense model's, are not finite")
         open_ = [pruned for pruned in blocks if pruned.index not in window.retired]
-        notes = said + notes
+        notes = said + notes + failed
         record = window_record(window, fit, errors, recipe.solver, features, fresh, notes, time.monotonic() - began)
         self.decoder.checkpoint.check_unchanged()  # on each rank, before any can commit
         record |= exchange_record(ranks, traffic)

@@ -18,7 +18,7 @@ from reprune.math.coordinates import AllWeights, Coordinates, KeptWeights, LowRa
 from reprune.math.first_step import retreat_, shorten_
 from reprune.math.guard import Guard
 from reprune.math.reconstruction_error import Error
-from reprune.math.solver import Epoch, Fit, Objective, Problem, Solver, finite_errors
+from reprune.math.solver import Epoch, Failure, Fit, Objective, Problem, Solver, finite_errors
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Descent:
     kept_epoch: int  # the epoch whose state the parameters are left in; 0: the state before the first step
     heldout: Error  # of that state
     relative_lr: float  # the rate asked for, divided by the root mean square of the kept weights before the first step
+    failures: tuple[Failure, ...] = ()  # the one that ended it, if any; only with the guard
 
 
 @final
@@ -75,7 +76,15 @@ class Adam(Solver):
         if not before.calibration.normalized:  # nor is there a gradient
             return Fit(before)
         descent = self.descend(problem, before.heldout, seed, progress)
-        return Fit(before, descent.epochs, self.epochs, descent.kept_epoch, self.guard, descent.relative_lr)
+        return Fit(
+            before,
+            descent.epochs,
+            self.epochs,
+            descent.kept_epoch,
+            self.guard,
+            descent.relative_lr,
+            descent.failures,
+        )
 
     def descend(self, problem: Objective, start: Error, seed: int, progress: Callable[[Epoch], None]) -> Descent:
         """Take the steps of all epochs.
@@ -85,6 +94,9 @@ class Adam(Solver):
             start: its held-out error before the first step.
             seed: determines the order of the samples.
             progress: called after each epoch.
+
+        Raises:
+            NumericalError: an error is not finite, and there is no guard that has kept an earlier state.
         """
         with self._coordinates(problem, seed) as coordinates:
             return self._descend(problem, coordinates, start, seed, progress)
@@ -116,7 +128,7 @@ class Adam(Solver):
         masks = [None] * len(parameters) if device.type == "cpu" else coordinates.masks
         guard = Guard(parameters, masks, start, self.patience) if self.guard else None
         epochs: list[Epoch] = []
-        heldout = start
+        heldout, failures = start, list[Failure]()
         batches_per_epoch = math.ceil(problem.samples / self.batch_size)
         steps, step = self.epochs * batches_per_epoch, 0
         for number in range(1, self.epochs + 1):
@@ -147,24 +159,23 @@ class Adam(Solver):
                 origin = None  # so that it is not held while the next step's activations are
                 step += 1
             (summed,) = problem.ranks.add([float(total)])
-            failed = f"the loss became {summed}" if not math.isfinite(summed) else None
-            if failed is None and not (heldout := problem.heldout_error()).finite:
-                failed = f"the held-out error became {heldout.normalized}"
-            if failed is not None:
+            if not math.isfinite(summed):
+                failures.append(Failure(f"the loss became {summed}", number, self.lr_name, lr))
+            elif not (heldout := problem.heldout_error()).finite:
+                failures.append(Failure(f"the held-out error became {heldout.normalized}", number, self.lr_name, lr))
+            if failures:
                 if guard is None:
-                    raise NumericalError(
-                        f"{failed} in epoch {number}; lower {self.lr_name} (the learning rate, now {lr:g})"
-                    )
+                    raise NumericalError(str(failures[0]))
                 break
             calibration, seen = summed / problem.samples, heldout.in_measure(standardized)
             highest = lr * self.decay[0]
-            epochs.append(Epoch(number, calibration, seen, heldout.judged, highest, highest / size))
+            epochs.append(Epoch(number, calibration, seen, heldout.judged, highest, highest / size, batches_per_epoch))
             progress(epochs[-1])
             if guard is not None and guard.stops_after(number, heldout):
                 break
         if guard is None:
             return Descent(tuple(epochs), len(epochs), heldout, relative_lr)
-        kept = Descent(tuple(epochs), *guard.restore_(), relative_lr)
+        kept = Descent(tuple(epochs), *guard.restore_(), relative_lr, tuple(failures))
         coordinates.push_()
         return kept
 

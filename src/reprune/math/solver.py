@@ -43,7 +43,21 @@ class Epoch:
     judged: float  # the error after the epoch by which the guard compares states, see `Error.judged`
     lr: float  # the learning rate that its descent began with, or rose to in its warm-up
     relative_lr: float  # the same, divided by the root mean square of the kept weights before the descent
+    steps: int  # how many it took
     last_part: bool = False  # whether only the last part of the window was trained
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error became NaN or infinite."""
+
+    what: str  # which error, and what it became
+    epoch: int  # as in `Epoch.number`
+    lr_name: str  # the setting that the learning rate comes from
+    lr: float
+
+    def __str__(self) -> str:
+        return f"{self.what} in epoch {self.epoch}; lower {self.lr_name} (the learning rate, now {self.lr:g})"
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Fit:
     kept_epoch: int = 0  # the epoch whose state the window keeps; 0 is the state before
     guarded: bool = False  # whether that is the state of the lowest held-out error
     relative_lr: float | None = None  # the rate asked for, divided by the RMS of the kept weights before the fit
+    failures: tuple[Failure, ...] = ()  # of its descents, each of which then went back to its best state
 
 
 class Objective(ABC):
@@ -159,7 +174,7 @@ class Solver(ABC):
             progress: called after each epoch.
 
         Raises:
-            NumericalError: the loss is not finite.
+            NumericalError: the loss is not finite, and no guard has kept an earlier state.
         """
 
     @abstractmethod

@@ -52,6 +52,7 @@ class Widening(Solver):
             second.kept_epoch + len(first.epochs) if second.kept_epoch else first.kept_epoch,
             self.whole.guard,
             first.relative_lr,
+            (*first.failures, *(replace(one, epoch=one.epoch + len(first.epochs)) for one in second.failures)),
         )
 
 

@@ -55,6 +55,7 @@ def window(
         "restored": kept < epochs,
         "relative_heldout_error": saved,
         "standardized_heldout_error": saved,
+        "failures": [],
     }
     return {
         "index": index,

@@ -37,6 +37,30 @@ def test_training_that_lowers_neither_error_is_harm_and_no_overfitting() -> None
     assert (found.kind, found.kept) == ("overfits", True)
 
 
+def test_after_a_single_step_the_calibration_error_is_the_next_epochs() -> None:
+    """The epoch's own was measured before its step."""
+
+    def single(*errors: list[float], blocks: list[int] | None = None, **options: Any) -> Any:
+        made = window(0, *errors, **options)
+        for number, epoch in enumerate(made["epochs"]):
+            epoch |= {"steps": 1, "blocks": [blocks[number]] if blocks else [0]}
+        return rise(Window.model_validate(made))
+
+    assert single([1.0, 1.0], [1.0, 1.2]).kind == "unknown"
+    assert single([1.0, 1.0, 0.5], [1.0, 1.2, 1.4]).kind == "overfits", "it had fallen by the step before the last"
+    assert single([1.0, 1.0, 0.5], [1.0, 0.9, 1.2]).kind == "unknown", "it is from 0.5 that it would have to fall"
+    assert single([1.0, 1.0, 0.5, 0.4], [1.0, 0.9, 1.2, 1.4]).kind == "overfits"
+    apart = single([1.0, 1.0, 0.5, 0.4], [1.0, 0.9, 1.2, 1.4], blocks=[0, 1, 1], kept=0)
+    assert apart.kind == "unknown", "the second epoch need not have gone on from the first"
+    kept = window(0, [1.0, 1.0], [1.0, 1.2], guard=False)
+    for after, kind in ((0.5, "overfits"), (1.5, "harmed")):
+        kept["relative_calibration_error"]["after"] = after
+        kept["epochs"][0]["steps"] = 1
+        found = rise(Window.model_validate(kept))
+        assert found is not None
+        assert found.kind == kind
+
+
 def test_the_worst_window_comes_first() -> None:
     windows = [window(i, [1.0, 0.5], [1.0, last]) for i, last in enumerate((1.1, 1.3, 0.9, 1.2))]
     assert [found.window.index for found in rises([Window.model_validate(one) for one in windows])] == [1, 3, 0]

@@ -75,6 +75,62 @@ def test_where_no_window_overfits_the_whole_does_only_if_the_held_out_error_rose
     assert "No window overfits" in said(verdict)
 
 
+def failed(index: int, *epochs: float) -> dict[str, Any]:
+    """A window whose fit became NaN after some epochs."""
+    made = window(index, [1.0, *epochs], [1.0, *epochs], planned=3)
+    return {**made, "guard": {**window(index, [1.0, 1.0], [1.0, 1.0])["guard"], **(made["guard"] or {})}} | {
+        "relative_lr": 1e28
+    }
+
+
+def test_a_fit_that_became_nan_is_told_and_no_missing_reconstruction() -> None:
+    reason = "the loss became nan in epoch 1; lower --lr (the learning rate, now 1e+30)"
+    windows = [failed(0), failed(1)]
+    for one in windows:
+        one["guard"] |= {"failures": [reason], "planned_epochs": 3, "run_epochs": 0, "stopped_early": True}
+    verdict = judged(windows=windows)
+    assert (verdict.tone, verdict.badge) == ("bad", "Reconstruction failed")
+    assert verdict.headline.startswith("Reconstruction failed in 2 of 2 windows, as an error became NaN or infinite")
+    text = said(verdict)
+    assert "In windows 0 and 1, an error became NaN or infinite" in text
+    assert f"put back: in window 0, {reason}." in text
+    assert "longer steps than usual" in text
+    some = judged(windows=[windows[0], *(fitted(i) for i in range(1, 4))])
+    assert (some.tone, some.badge) == ("mixed", "Helps, but fails in some windows")
+    assert f"In window 0, an error became NaN or infinite, and the best state before was put back: {reason}." in said(
+        some
+    )
+    assert "longer steps than usual" not in said(some), "in most windows they are as usual"
+
+
+def test_an_early_stop_by_nan_is_nothing_that_the_guard_saved() -> None:
+    late = failed(0, 0.9)
+    late["guard"] |= {"failures": ["the loss became nan in epoch 2; lower --lr"]}
+    text = said(judged(windows=[late]))
+    assert "the best state before was put back: the loss became nan in epoch 2" in text
+    assert "stopped" not in text
+    assert "nothing to do" not in text
+
+
+def test_a_distillation_that_became_nan_is_told() -> None:
+    verdict = judged(windows=[fitted(0)], distillation={**distilled(0.1), "failures": ["the loss became nan"]})
+    assert (verdict.tone, verdict.badge) == ("mixed", "Helps, but distillation failed")
+    assert "In distillation, an error became NaN or infinite" in said(verdict)
+
+
+def test_whether_a_single_step_that_was_put_back_overfits_is_not_known() -> None:
+    back = window(1, [1.0, 1.0], [1.0, 1.2])
+    back["epochs"][0]["steps"] = 1
+    verdict = judged(windows=[fitted(0), back])
+    assert (verdict.tone, verdict.badge) == ("mixed", "Helps, a rise was taken back")
+    text = said(verdict)
+    assert "No other window overfits" in text
+    assert "In window 1, the held-out error rose (by up to 20.0 %). An earlier state was put back. Whether that" in text
+    alone = said(judged(windows=[back]))
+    assert "window overfits" not in alone
+    assert "is overfitting is not known" in alone.replace("\n", " ")
+
+
 def test_a_run_that_does_not_help() -> None:
     verdict = judged(windows=[window(i, [1.0, 1.5], [1.0, 1.6]) for i in range(2)])
     assert (verdict.tone, verdict.badge) == ("bad", "Does not help")

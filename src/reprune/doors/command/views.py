@@ -54,6 +54,8 @@ def _distilled(step: Mapping[str, Any] | None) -> Iterator[str]:
     change = step["heldout_divergence"]
     yield f"distilled      blocks {ranges(step['blocks'])}: KL(dense || sparse) of the model's predictions,"
     yield f"               held-out {nats(change['before'])} > {nats(change['after'])} nats per token"
+    if step["failures"]:
+        yield "               it became NaN or infinite (see notes); the best state is kept"
 
 
 def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
@@ -61,11 +63,16 @@ def _guarded(record: Mapping[str, Any]) -> Iterator[str]:
     windows = [window for window in record["windows"] if window["guard"] and window["guard"]["on"]]
     if not windows:
         return
-    early = [window["guard"] for window in windows if window["guard"]["stopped_early"]]
+    failed = sum(bool(window["guard"]["failures"]) for window in windows)
+    early = [
+        window["guard"] for window in windows if window["guard"]["stopped_early"] and not window["guard"]["failures"]
+    ]
     spared = sum(guard["planned_epochs"] - guard["run_epochs"] for guard in early)
     restored = sum(window["guard"]["restored"] for window in windows)
     yield f"guard          stopped {len(early)} of {len(windows)} windows early: {spared} epochs not run"
     yield f"               put back an earlier, better state in {restored} of {len(windows)}"
+    if failed:
+        yield f"               ended {failed} of {counted(len(windows), 'fit')} that became NaN or infinite (see notes)"
     if record["recipe"]["reconstruct"] == "auto":
         sizes = Counter(len(window["reconstructed"]) for window in record["windows"])
         larger = "".join(f", {size} in {sizes[size]}" for size in sorted(sizes) if size > 2)

@@ -53,6 +53,8 @@ class Epoch(Read):
     relative_heldout_error: float
     standardized_heldout_error: float
     relative_lr: float
+    steps: int | None = Field(None, ge=1)  # this and the next: not recorded by older versions
+    blocks: tuple[int, ...] = ()
 
 
 class Kept(Read):
@@ -70,6 +72,7 @@ class Guard(Read):
     run_epochs: int
     stopped_early: bool
     restored: bool
+    failures: tuple[str, ...] = ()  # errors that became NaN or infinite
     relative_heldout_error: Kept
     standardized_heldout_error: Kept
 
@@ -104,7 +107,7 @@ class Window(Read):
     loss: str
     teacher_forcing: float
     largest_feature: Value
-    guard: Guard | None
+    guard: Guard | None  # None: no epoch was planned
     least_squares: tuple[dict[str, Any], ...]
     reconstructed: tuple[int, ...]
     machine: dict[str, Any] | None = None  # that did it; None: the one that finished the run
@@ -119,6 +122,11 @@ class Window(Read):
     def judged_apart(self) -> bool:
         """Whether its states were compared by another error than that of its loss."""
         return bool(self.epochs) and not self.standardized
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Errors of its fit that became NaN or infinite; the guard then put the best state before that back."""
+        return () if self.guard is None else self.guard.failures
 
 
 class DistilledEpoch(Read):
@@ -141,6 +149,7 @@ class Distillation(Read):
     heldout_divergence: Change
     epochs: tuple[DistilledEpoch, ...]
     kept_epoch: int = Field(ge=0, lt=2**63)
+    failures: tuple[str, ...] = ()  # as for windows
     seconds: float
     last_block: LastBlock
     machine: dict[str, Any] | None = None  # as for windows

@@ -23,7 +23,8 @@ class Rise:
     """How the held-out error of a window went up over its epochs."""
 
     window: Window
-    kind: Literal["overfits", "harmed"]
+    kind: Literal["overfits", "harmed", "unknown"]
+    """Whether the calibration error fell meanwhile, or did not, or whether that is not on record."""
     lowest_epoch: int  # 0 is the start
     share: float  # the last held-out error over the lowest, less 1
     kept: bool  # whether the window kept weights with such a high error
@@ -49,7 +50,7 @@ def judged_course(window: Window) -> list[float | None]:
 
 def rise(window: Window) -> Rise | None:
     """Whether a window's held-out error rose over its epochs, by the first rule of the verdict; None if not."""
-    heldout, calibration = judged_course(window), calibration_course(window)
+    heldout = judged_course(window)
     there = [(error, epoch) for epoch, error in enumerate(heldout) if known(error)]
     if len(there) < 2:
         return None
@@ -57,14 +58,36 @@ def rise(window: Window) -> Rise | None:
     last = there[-1][0]
     if last <= lowest * (1 + RISE):
         return None
-    then, now = calibration[epoch], calibration[there[-1][1]]
-    if window.kept_epoch == there[-1][1]:
-        now = window.relative_calibration_error.after  # the epoch's own is a mean over the epoch
-    fell = known(then) and known(now) and now < then * (1 - RISE)
+    end = there[-1][1]
+    then, *since = (_calibration(window, state) for state in range(epoch, end + 1))
+    if since[-1] is None:  # then the state before tells at least whether the error had fallen by then
+        fell, measured = any(_fell(then, now) for now in since[-2:-1]), False
+    else:
+        fell, measured = _fell(then, since[-1]), known(then)
     after = window.standardized_heldout_error.after if window.judged_apart else window.relative_heldout_error.after
     kept = known(after) and after > lowest * (1 + RISE)
     above = last / lowest - 1 if lowest else math.inf
-    return Rise(window, "overfits" if fell else "harmed", epoch, above, kept)
+    return Rise(window, "overfits" if fell else "harmed" if measured else "unknown", epoch, above, kept)
+
+
+def _fell(then: float | None, now: float | None) -> bool:
+    return known(then) and known(now) and now < then * (1 - RISE)
+
+
+def _calibration(window: Window, state: int) -> float | None:
+    """The calibration error of the state after an epoch, or of the start (0); None if it is not on record.
+
+    An epoch's own is the mean over its steps, each measured before it is taken. If there is a single step, that is the
+    error before the epoch; the error after it is the next epoch's, if that one went on from there.
+    """
+    epochs, course = window.epochs, calibration_course(window)
+    if state == len(epochs) == window.kept_epoch:
+        return window.relative_calibration_error.after
+    if state == 0 or epochs[state - 1].steps != 1:
+        return course[state]
+    if state < len(epochs) and epochs[state].blocks == epochs[state - 1].blocks:
+        return course[state + 1]
+    return window.relative_calibration_error.after if state == window.kept_epoch else None
 
 
 def rises(windows: Sequence[Window]) -> list[Rise]:

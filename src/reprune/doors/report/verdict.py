@@ -70,11 +70,10 @@ def run_verdict(run: Run) -> Verdict:
     """The verdict on one run."""
     trained = [window for window in run.windows if window.epochs]
     if not trained:
-        return Verdict(*_untrained(run), (_pruned(run), _last_block(run)))
+        return Verdict(*_untrained(run), (_pruned(run), _last_block(run), *_failed(run), *_rated(run.windows)))
     gained = _mean_change([window.relative_heldout_error for window in trained])
     fitted = _mean_change([window.relative_calibration_error for window in trained])
     found = rises(trained)
-    overfitted = [rise for rise in found if rise.kind == "overfits"]
     kept = [rise for rise in found if rise.kept]
     last = run.blocks[-1]
     tone: Tone
@@ -87,21 +86,28 @@ def run_verdict(run: Run) -> Verdict:
         tone, badge = "bad", "Does not help"
     elif kept:
         tone, badge = "mixed", "Helps, but harms some windows"
-    elif overfitted:
+    elif any(window.failures for window in run.windows):
+        tone, badge = "mixed", "Helps, but fails in some windows"
+    elif any(rise.kind == "overfits" for rise in found):
         tone, badge = "mixed", "Overfitting taken back"
+    elif any(rise.kind == "unknown" for rise in found):
+        tone, badge = "mixed", "Helps, a rise was taken back"
     elif last.relative_heldout_error > FAR * last.relative_calibration_error:
         tone, badge = "mixed", "Helps, with a wide gap"
     else:
         tone, badge = "good", "Helps, no overfitting seen"
     if tone != "bad" and _divergence(run) > RISE:
         tone, badge = "mixed", "Helps, but distillation harms"
+    elif tone != "bad" and run.distillation is not None and run.distillation.failures:
+        tone, badge = "mixed", "Helps, but distillation failed"
     sentences = (
         _pruned(run),
         _last_block(run),
+        *_failed(run),
         *_rising(trained, found),
         *guard_sentences(trained),
         *_ruled(trained),
-        *_rated(trained),
+        *_rated(run.windows),
         *_chosen(run),
         *_distilled(run),
     )
@@ -120,6 +126,12 @@ def _untrained(run: Run) -> tuple[Tone, str, str]:
             "after it."
         )
         return "plain", "Least squares alone", headline
+    if failed := [window for window in run.windows if window.failures]:
+        headline = (
+            f"Reconstruction failed in {len(failed)} of {counted(len(run.windows), 'window')}, as an error became NaN "
+            "or infinite: this is what the pruner alone leaves."
+        )
+        return "bad", "Reconstruction failed", headline
     return "plain", "No reconstruction", "No reconstruction was run: this is what the pruner alone leaves."
 
 
@@ -147,6 +159,18 @@ def _distilled(run: Run) -> Iterator[str]:
     yield f"Distillation {did} the held-out divergence of predictions by {share(abs(changed))} ({values})."
 
 
+def _failed(run: Run) -> Iterator[str]:
+    """Fits that became NaN or infinite, and why."""
+    if failed := [window for window in run.windows if window.failures]:
+        which = numbered("window", [window.index for window in failed])
+        first = failed[0].failures[0]
+        example = first if len(failed) == 1 else f"in window {failed[0].index}, {first}"
+        yield f"In {which}, an error became NaN or infinite, and the best state before was put back: {example}."
+    if run.distillation is not None and run.distillation.failures:
+        first = run.distillation.failures[0]
+        yield f"In distillation, an error became NaN or infinite, and the best state before was put back: {first}."
+
+
 def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
     """What the guard did in windows that have epochs, and what it saved."""
     watched = [window.guard for window in windows if window.guard is not None and window.guard.on]
@@ -154,8 +178,8 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
         yield "The guard was off: each window kept the weights of its last epoch, whatever the held-out error said."
         return
     restored = [guard for guard in watched if guard.restored]
-    early = [guard for guard in watched if guard.stopped_early]
-    if not restored and not early:
+    early = [guard for guard in watched if guard.stopped_early and not guard.failures]
+    if not restored and not early and not any(guard.failures for guard in watched):
         yield "The guard had nothing to do: in every window the last epoch had the lowest held-out error."
         return
     did = []
@@ -166,7 +190,8 @@ def guard_sentences(windows: Sequence[Window]) -> Iterator[str]:
         planned = sum(guard.planned_epochs for guard in watched)
         saved = f"{spared} of {counted(planned, 'planned epoch')}"
         did.append(f"stopped {counted(len(early), 'window')} early, which saved {saved}")
-    yield f"The guard {listed(did)}."
+    if did:
+        yield f"The guard {listed(did)}."
     if (avoided := 1 - _mean_ratio((guard.judged.last, guard.judged.kept) for guard in restored)) > 0:
         errors, mean = ("state, the held-out error is", "")
         if len(restored) > 1:
@@ -233,12 +258,13 @@ def _rising(windows: Sequence[Window], found: Sequence[Rise]) -> Iterator[str]:
     """Whether windows overfit, or were harmed, and what became of them."""
     overfitted = [rise for rise in found if rise.kind == "overfits"]
     harmed = [rise for rise in found if rise.kind == "harmed"]
-    if not overfitted:
+    unknown = [rise for rise in found if rise.kind == "unknown"]
+    if not overfitted and len(unknown) < len(windows):
         yield (
-            f"No window overfits: nowhere did the held-out error end more than {SLIGHT} above its lowest while the "
-            "calibration error went on falling."
+            f"No {'other ' if unknown else ''}window overfits: nowhere did the held-out error end more than {SLIGHT} "
+            "above its lowest while the calibration error went on falling."
         )
-    else:
+    elif overfitted:
         which = numbered("window", sorted(rise.window.index for rise in overfitted))
         verb = "overfits" if len(overfitted) == 1 else "overfit"
         worst = overfitted[0]
@@ -251,6 +277,13 @@ def _rising(windows: Sequence[Window], found: Sequence[Rise]) -> Iterator[str]:
         yield (
             f"In {which}, training raised the held-out error (by up to {_risen(harmed[0])}) and did not lower the "
             f"calibration error: the learning rate is likely too high there.{_outcome(harmed)}"
+        )
+    if unknown:
+        which = numbered("window", sorted(rise.window.index for rise in unknown))
+        yield (
+            f"In {which}, the held-out error rose (by up to {_risen(unknown[0])}).{_outcome(unknown)} Whether that is "
+            "overfitting is not known: an epoch is a single step there, and the calibration error after the last one "
+            "was not measured."
         )
 
 
@@ -286,7 +319,7 @@ def _ruled(windows: Sequence[Window]) -> Iterator[str]:
 
 def _rated(windows: Sequence[Window]) -> Iterator[str]:
     """Whether the learning rate is far from what suits the size of the weights."""
-    begun = [window.epochs[0].relative_lr for window in windows]
+    begun = [window.epochs[0].relative_lr if window.epochs else window.relative_lr for window in windows]
     if unusual := unusual_steps([window.relative_lr for window in windows], begun):
         rate, steps = unusual
         yield (

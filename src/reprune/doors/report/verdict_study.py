@@ -297,15 +297,18 @@ def _standardized(rows: Sequence[Row]) -> set[bool]:
 
 
 def _guard(rows: Rows) -> Iterator[str]:
-    windows = [window for window in windows_of((*rows.rows, *rows.parts)) if window.epochs]
-    if not windows:
-        return
-    overfitted = sum(rise.kind == "overfits" for rise in rises(windows))
-    if overfitted:
-        yield f"{overfitted} of the {counted(len(windows), 'trained window')} of all cells overfitted."
-    else:
-        yield f"None of the {counted(len(windows), 'trained window')} of all cells overfitted."
-    yield from guard_sentences(windows)
+    """What became of the windows of all cells."""
+    windows = list(windows_of((*rows.rows, *rows.parts)))
+    if trained := [window for window in windows if window.epochs]:
+        overfitted = sum(rise.kind == "overfits" for rise in rises(trained))
+        said = f"{overfitted} of the" if overfitted else "None of the"
+        yield f"{said} {counted(len(trained), 'trained window')} of all cells overfitted."
+        yield from guard_sentences(trained)
+    if failed := sum(bool(window.failures) for window in windows):
+        yield (
+            f"In {failed} of {counted(len(windows), 'window')}, an error became NaN or infinite, and the best state "
+            "before was put back."
+        )
 
 
 def _unfinished(study: Study) -> Iterator[str]:

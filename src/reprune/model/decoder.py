@@ -169,8 +169,8 @@ class Decoder:
         return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
 
     def check_finite(self) -> None:
-        """Raise `InputError` if a stored weight of a block is NaN or infinite; reads all of them."""
-        for stored in (name for conversions in self._blocks for one in conversions for name in one.stored):
+        """Raise `InputError` if a stored weight that the model uses is NaN or infinite; reads all of them."""
+        for stored in self.used:
             tensor = self.checkpoint.tensor(stored)
             if tensor.dtype in FLOATS and not all_finite(tensor):
                 raise InputError(

@@ -45,14 +45,18 @@ def test_a_model_without_an_embedding_is_refused(here: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("number", "flags"), [(float("nan"), []), (float("-inf"), []), (float("nan"), ["--self-generate", "2"])]
 )
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+)
 def test_a_model_with_a_weight_that_is_not_finite_is_refused(
-    number: float, flags: list[str], here: Path, cli: Cli
+    name: str, number: float, flags: list[str], here: Path, cli: Cli
 ) -> None:
+    """Also one outside the blocks, which no window would notice."""
     tiny.save("llama", here / "spoilt", torch.float16)
     weights = load_file(here / "spoilt" / "model.safetensors")
-    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
+    weights[name].view(-1)[5] = number
     save_file(weights, here / "spoilt" / "model.safetensors", metadata={"format": "pt"})
-    expected = "the tensor model.layers.1.mlp.down_proj.weight holds NaN or infinite values"
+    expected = f"the tensor {name} holds NaN or infinite values"
     refused(cli, here, ["prune", "spoilt", "--out", "out", *QUICK, *flags], expected)
 
 

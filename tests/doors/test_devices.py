@@ -228,7 +228,8 @@ def test_auto_is_what_the_gpu_that_is_asked_for_multiplies_fast(
     cards: list[int], device: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def properties(of: str) -> SimpleNamespace:
-        return SimpleNamespace(major=cards[torch.device(of).index or 0] // 10)
+        major, minor = divmod(cards[torch.device(of).index or 0], 10)
+        return SimpleNamespace(major=major, minor=minor)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # true of all GPUs, as it counts emulation

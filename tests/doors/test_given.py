@@ -14,9 +14,10 @@ import torch
 
 import reprune
 from reprune import InputError
-from reprune.doors.evaluation.protocols import open_text
+from reprune.doors.evaluation.protocols import Cut, open_text
 from reprune.doors.given import nested_flags, recipe_contents, whole_numbers
 from reprune.doors.study.grid import Cell
+from reprune.engine.watcher import Watcher
 from reprune.math.wanda import Wanda
 from reprune.planning.layers import resolve_recipe
 from reprune.planning.recipe import Recipe
@@ -92,6 +93,33 @@ def test_a_text_in_memory_is_no_text_to_evaluate_on() -> None:
     texts: Any = ["It was a bright cold day in April."]
     with pytest.raises(InputError, match=r"^text: expected a source, such as a file .*, got list of str"):
         open_text(texts)
+
+
+@pytest.mark.parametrize("name", ["seqlen", "max_windows"])
+@pytest.mark.parametrize("given", ["64", 64.0, True, [64]])
+def test_a_length_that_is_no_whole_number_is_refused(name: str, given: Any) -> None:
+    flag = {"seqlen": "--seqlen", "max_windows": "--windows"}[name]
+    with pytest.raises(InputError, match=rf"^{flag}: expected a whole number, got "):
+        reprune.evaluate("folder", "manual", **{name: given})
+
+
+def test_a_length_may_be_of_numpy() -> None:
+    assert Cut.of(None, np.int64(64), np.int32(2)) == Cut(None, 64, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [None, 3, ["out"]])
+def test_an_output_that_is_no_path_is_refused(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^out: expected a path, got "):
+        reprune.prune("folder", given)
+    with pytest.raises(InputError, match=r"^out: expected a path, got "):
+        reprune.resume(given)
+
+
+@pytest.mark.parametrize("given", [3, print, Watcher, object()])
+def test_what_cannot_receive_the_events_is_refused(given: Any) -> None:
+    for call in (reprune.prune, reprune.plan):
+        with pytest.raises(InputError, match=r"^watcher: expected an object of a subclass of Watcher, got "):
+            call("folder", "out", watcher=given)
 
 
 @pytest.mark.parametrize("given", [[0, 2], range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2]), iter((0, 2))])

@@ -119,7 +119,7 @@ def test_what_cannot_be_looked_at_is_named_also_where_paths_call_it_missing(monk
     for method, quiet in (("exists", os.path.exists), ("is_dir", os.path.isdir), ("is_file", os.path.isfile)):
         monkeypatch.setattr(Path, method, quiet)
     name = 300 * "a"
-    with pytest.raises(InputError, match=rf"{name}: cannot be read \(File name too long\); check its permissions\.$"):
+    with pytest.raises(InputError, match=rf"{name}: cannot be read \(File name too long\); give a shorter name\.$"):
         check_readable(Path(name))
     with pytest.raises(InputError, match=r"aaa: cannot be read \(File name too long\); expected a model folder"):
         locate_model(name)

@@ -299,9 +299,9 @@ def test_the_attention_of_a_mixture_is_pruned_when_its_experts_are_left_dense(tm
 
 
 def test_a_survey_without_refusals_passes_its_check() -> None:
-    Survey((), ()).check()
+    Survey((), (), ()).check()
     with pytest.raises(UnsupportedModelError, match="one\ntwo"):
-        Survey((), ("one", "two")).check()
+        Survey((), ("one", "two"), ()).check()
 
 
 def _failing(error: Exception) -> Callable[..., NoReturn]:
@@ -370,3 +370,16 @@ def test_what_such_a_refusal_says_to_leave_out_is_what_it_names(name: str, remed
     assert any(f"'exclude=[\"{remedy}\"]'" in refusal for refusal in refusals)
     left = survey(decoder, pattern, Choice(exclude=(remedy,))).refusals
     assert len(left) == len(refusals) - 1
+
+
+def test_a_sparsity_by_name_that_decides_nothing_is_told(llama: Decoder) -> None:
+    def notes(*names: str, only: str = "all", exclude: tuple[str, ...] = ()) -> list[str]:
+        by_name = {name: Unstructured(0.7) for name in names}
+        choice = Choice("attention" if only == "attention" else "all", exclude=exclude)
+        found = survey(llama, Sparsities(Unstructured(0.5), by_name), choice).notes
+        return [note.split("'")[1] for note in found]
+
+    assert notes("mlp.*", "q_proj", "1.*") == []
+    assert notes("mlp.*", "q_proj", only="attention") == ["mlp.*"]
+    assert notes("0.*", "q_proj", exclude=("0.*",)) == ["0.*"]
+    assert notes("self_attn.*", "q_proj") == ["q_proj"], "the first name that fits decides"

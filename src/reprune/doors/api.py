@@ -14,7 +14,7 @@ import torch
 from reprune.doors.devices import check_begun_on, or_in_float32, slowness
 from reprune.doors.found import find_model
 from reprune.doors.generation.selfmade import self_generated, unwritten
-from reprune.doors.given import Sources, made_recipe
+from reprune.doors.given import Sources, listening, made_recipe
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
@@ -125,9 +125,9 @@ def prune(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    watcher = watcher or Watcher()
+    watcher = listening(watcher, Watcher)
     made = made_recipe(model, recipe, flags, settings, watcher)
-    return prune_by_recipe(made, local_path(out), watcher, ranks=ranks)
+    return prune_by_recipe(made, local_path(out, "out"), watcher, ranks=ranks)
 
 
 @undisturbed()
@@ -157,7 +157,10 @@ def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, r
         watcher.note(slow)
     decoder = open_decoder(recipe, folder)
     recipe = settle_seqlen(recipe, decoder)
-    survey(decoder, recipe.sparsities, recipe.choice).check()
+    surveyed = survey(decoder, recipe.sparsities, recipe.choice)
+    surveyed.check()
+    for note in surveyed.notes:
+        watcher.note(note)
     check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
     if lacking := said_lacking(decoder):
@@ -230,7 +233,7 @@ def resume(
             machine lacks its device.
         NumericalError: as for `prune`.
     """
-    return resume_sharing(out, watcher or Watcher(), None, ranks_or_alone(ranks, "resume"))
+    return resume_sharing(out, listening(watcher, Watcher), None, ranks_or_alone(ranks, "resume"))
 
 
 @undisturbed()
@@ -242,7 +245,7 @@ def resume_sharing(
     given: Recipe | None = None,
 ) -> dict[str, Any]:
     """Like `resume`, with what the runs of a study share, and the recipe that the study asks for now."""
-    ledger = Ledger(local_path(out), begun=True)
+    ledger = Ledger(local_path(out, "out"), begun=True)
     job = ranks.first_does(lambda: _unfinished(ledger, out))
     recipe = Recipe.model_validate(job["recipe"])
     # What needs no model comes first, as the model may have to be downloaded, and all of it is read.

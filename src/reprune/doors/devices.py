@@ -12,6 +12,7 @@ from reprune.doors.threads import said_of_threads
 from reprune.errors import HalfPrecisionError, InputError
 from reprune.math.ranks import Ranks
 from reprune.model.full_speed import cpu_capabilities
+from reprune.model.gpus import is_ampere
 from reprune.planning.devices import is_device
 
 Value = TypeVar("Value")
@@ -61,7 +62,7 @@ def settle_precision(precision: str, device: str) -> str:
         raise InputError(f"precision {precision}: expected auto, {', '.join(DTYPES)}.")
     if precision != "auto":
         return precision
-    fast = _gpu_multiplies_bfloat16(device) if device.startswith("cuda") else _cpu_multiplies("bfloat16")
+    fast = is_ampere(device) if device.startswith("cuda") else _cpu_multiplies("bfloat16")
     return "bfloat16" if fast else "float32"
 
 
@@ -100,11 +101,6 @@ def _slow_precision(precision: str, device: str) -> str | None:
 def _cpu_multiplies(precision: str) -> bool:
     """Whether the CPU has instructions for products in this precision; without them, float32 is faster."""
     return any(cpu_capabilities().get(name, False) for name in _INSTRUCTIONS[precision])
-
-
-def _gpu_multiplies_bfloat16(device: str) -> bool:
-    """Whether the GPU has units for bfloat16 products; NVIDIA's before Ampere compute them without."""
-    return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
 
 
 def in_precision(precision: str, device: str, work: Callable[[str], Value], notify: Callable[[str], None]) -> Value:

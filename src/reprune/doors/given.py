@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,11 +15,13 @@ from reprune.doors.found import model_text
 from reprune.engine.watcher import Watcher
 from reprune.errors import InputError, of_type
 from reprune.files.local import local_path
-from reprune.planning.layers import read_recipe, recipe_of, resolve_recipe
+from reprune.planning.idle import idle_notes
+from reprune.planning.layers import parse_setting, read_recipe, recipe_of, resolve_recipe
 from reprune.planning.recipe import MOST_NAMES, Recipe
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One SOURCE, or several."""
+Events = TypeVar("Events")
 A_PRUNER = "the name of a pruner (for one of your own see docs/extending.md)"
 A_SOURCE = "a source, such as a file (write texts that are in memory to one, as JSON lines)"
 A_SETTING = "a string 'key.path=value' (nested settings may be given as recipe={...})"
@@ -47,6 +49,27 @@ def whole_numbers(what: str, given: Any) -> list[int]:
         if len(found) <= MOST_NAMES and not any(isinstance(one, bool) for one in found):
             return [index(one) for one in found]
     raise InputError(f"{what}: expected a list of whole numbers, such as [0, 1], got {given!r:.80}.")
+
+
+def whole_number(what: str, given: Any) -> int | None:
+    """A whole number, or None; raises `InputError` for anything else."""
+    if given is None:
+        return None
+    if not isinstance(given, bool):
+        with suppress(TypeError):
+            return index(given)
+    raise InputError(f"{what}: expected a whole number, got {given!r:.80}.")
+
+
+def listening(watcher: Any, kind: type[Events]) -> Events:
+    """A caller's watcher, or one that ignores all events; raises `InputError` if it lacks a method of that kind."""
+    if watcher is None:
+        return kind()
+    methods = [name for name in vars(kind) if not name.startswith("_")]
+    if isinstance(watcher, type) or not all(callable(getattr(watcher, name, None)) for name in methods):
+        raise InputError(f"watcher: expected an object of a subclass of {kind.__name__}, got {of_type(watcher)}.")
+    found: Events = watcher
+    return found
 
 
 def nested_flags(
@@ -99,9 +122,15 @@ def made_recipe(
     settings: str | Sequence[str],
     watcher: Watcher,
 ) -> Recipe:
-    """The recipe made of all that is given; raises `InputError` if it is not valid."""
+    """The recipe made of all that is given; raises `InputError` if it is not valid.
+
+    The watcher is told of settings without effect, and of a recipe file that lets code run.
+    """
     content = recipe_contents(recipe)
-    made = resolve_recipe(model_text(model), content, nested_flags(**flags), several("settings", settings, A_SETTING))
+    nested, settings = nested_flags(**flags), several("settings", settings, A_SETTING)
+    made = resolve_recipe(model_text(model), content, nested, settings)
+    for note in idle_notes(made, nested, map(parse_setting, settings)):
+        watcher.note(note)
     if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
         watcher.note(said)
     return made

@@ -15,7 +15,7 @@ import torch
 from reprune.doors.devices import DTYPES, or_in_float32, slowness
 from reprune.doors.found import find_headers, find_model
 from reprune.doors.generation.selfmade import texts_of, unwritten
-from reprune.doors.given import made_recipe
+from reprune.doors.given import listening, made_recipe
 from reprune.doors.prepare import (
     check_dense,
     check_disk,
@@ -236,10 +236,13 @@ def _plan(
     recipe = settle_seqlen(recipe, decoder)
     check_schedule(recipe, decoder)
     check_distillation(recipe, decoder)
+    surveyed = survey(decoder, recipe.sparsities, recipe.choice)
+    for note in surveyed.notes:
+        watcher.note(note)
     return Plan(
         recipe if machine is None else recipe.model_copy(update=asked),
         decoder,
-        survey(decoder, recipe.sparsities, recipe.choice),
+        surveyed,
         machine,
         crew,
         out,
@@ -286,6 +289,10 @@ def plan(
     """
     machine = None if on is None else find_machine(on)
     crew = make_crew(ranks, network, machine)
-    watcher = watcher or Watcher()
+    watcher = listening(watcher, Watcher)
     recipe = made_recipe(model, flags.pop("recipe", None), flags, settings, watcher)
-    return plan_by_recipe(recipe, watcher, machine, crew, None if out is None else local_path(out), download=False)
+    if machine is not None and str(flags.get("device") or "auto") not in ("auto", "cuda"):
+        watcher.note(f"--device {flags['device']} has no effect: the forecast is for {machine.name}")
+    return plan_by_recipe(
+        recipe, watcher, machine, crew, None if out is None else local_path(out, "out"), download=False
+    )

@@ -29,7 +29,7 @@ class Status:
 
 def status(out: str | os.PathLike[str]) -> Status:
     """How far the run in a folder is; raises `InputError` if there is none."""
-    folder = local_path(out)
+    folder = local_path(out, "out")
     ledger = Ledger(folder)
     if ledger.exists:
         job, lines = ledger.job(), ledger.lines()

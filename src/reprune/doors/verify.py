@@ -134,7 +134,7 @@ def verify(
     Raises:
         InputError: there is no finished result, its record is not valid, or the folder holds no model.
     """
-    folder = local_path(out)
+    folder = local_path(out, "out")
     record = _read(folder)
     checks: list[Check] = []
     for check in _checks(folder, record, trust_remote_code):

@@ -6,9 +6,16 @@ import os
 import shlex
 from pathlib import Path
 
+from reprune.errors import InputError, of_type
 
-def local_path(given: str | os.PathLike[str]) -> Path:
-    """The path that the user means: a leading `~`, which a shell may not have expanded, is the home folder."""
+
+def local_path(given: str | os.PathLike[str], what: str = "path") -> Path:
+    """The path that the user means: a leading `~`, which a shell may not have expanded, is the home folder.
+
+    Raises `InputError`, which names the argument by `what`, if it is no path.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"{what}: expected a path, got {of_type(given)}.")
     try:
         return Path(given).expanduser()
     except RuntimeError:  # ~user, for a user without a home folder here

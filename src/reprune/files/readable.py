@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ENAMETOOLONG
 from pathlib import Path
 
 from reprune.errors import InputError
@@ -27,6 +28,7 @@ def is_there(file: Path, called: str, way_on: str = "check its permissions") -> 
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a null character
         return False
     except OSError as error:
+        way_on = "give a shorter name" if error.errno == ENAMETOOLONG else way_on
         raise InputError(f"{called}: cannot be read ({error.strerror}); {way_on}.") from None
     return True
 

@@ -165,7 +165,7 @@ class Adam(Solver):
                 failures.append(Failure(f"the held-out error became {heldout.normalized}", number, self.lr_name, lr))
             if failures:
                 if guard is None:
-                    raise NumericalError(str(failures[0]))
+                    raise NumericalError(f"{failures[0]} and begin again in another folder")
                 break
             calibration, seen = summed / problem.samples, heldout.in_measure(standardized)
             highest = lr * self.decay[0]

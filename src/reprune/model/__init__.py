@@ -11,5 +11,5 @@ The engine uses `decoder`. The modules by topic:
 - running a block: `block`, with `norms`, `fitted_linears`, `half_attention`, `repeated_keys`, `float32_products`,
   `routing`; the states that pass through blocks: `streams`; what follows the blocks: `predictor`;
 - a whole model: `whole`, `widened`, `uncached`, `head`, `sampler`;
-- the process: `full_speed`, `undisturbed`, `quiet`, `garbage`, `plain_kernels`.
+- the machine and the process: `gpus`, `full_speed`, `undisturbed`, `quiet`, `garbage`, `plain_kernels`.
 """

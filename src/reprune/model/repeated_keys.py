@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from reprune.model.gpus import is_ampere
+
 
 def shares_keys(device: torch.device, products: torch.dtype) -> bool:
     """Whether attention with products in this dtype can share keys without holding all scores."""
@@ -21,7 +23,7 @@ def shares_keys(device: torch.device, products: torch.dtype) -> bool:
         return True
     if products == torch.float32:
         return False
-    return device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type != "cuda" or is_ampere(device)
 
 
 @final

@@ -27,7 +27,12 @@ class Sparsities:
 
     def named(self, index: int, name: str) -> Pattern | None:
         """The pattern that a name in `by_name` decides for the linear; None if none fits it."""
-        return next((pattern for given, pattern in self.by_name.items() if fits_place(index, name, given)), None)
+        found = self.naming(index, name)
+        return None if found is None else self.by_name[found]
+
+    def naming(self, index: int, name: str) -> str | None:
+        """The name in `by_name` that decides the linear's pattern; None if none fits it."""
+        return next((given for given in self.by_name if fits_place(index, name, given)), None)
 
     def allocated(self, shares: Sequence[float]) -> Sparsities:
         """A copy with a sparsity for each block."""

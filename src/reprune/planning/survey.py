@@ -43,6 +43,7 @@ class Survey:
 
     blocks: tuple[BlockSurvey, ...]
     refusals: tuple[str, ...]  # why the model cannot be pruned in this way; empty if it can
+    notes: tuple[str, ...]  # parts of the recipe that have no effect on this model
 
     def check(self) -> None:
         """Raise `UnsupportedModelError` with all refusals, if there are any."""
@@ -87,7 +88,19 @@ def survey(decoder: Decoder, sparsities: Sparsities, choice: Choice) -> Survey:
         f"block {found[0]}: {reason}" if len(found) == 1 else f"blocks {ranges(found)}: {reason}"
         for reason, found in refusals.items()
     )
-    return Survey(tuple(blocks), tuple(said))
+    return Survey(tuple(blocks), tuple(said), tuple(_idle_patterns(blocks, sparsities)))
+
+
+def _idle_patterns(blocks: Sequence[BlockSurvey], sparsities: Sparsities) -> Iterator[str]:
+    """Notes on names in `sparsity_by_name` that decide the sparsity of no linear."""
+    places = [(block.index, name) for block in blocks for group in block.groups for name in group]
+    deciding = {sparsities.naming(index, name) for index, name in places}
+    for pattern in sparsities.by_name:
+        if pattern not in deciding:
+            yield (
+                f"sparsity_by_name: {pattern!r} has no effect: all that it fits stays dense, or a name before it "
+                "decides"
+            )
 
 
 def _hint(decoder: Decoder, pattern: str, places: set[tuple[int, str]]) -> str:

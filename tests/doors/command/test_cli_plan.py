@@ -20,6 +20,25 @@ from tests.doors.conftest import QUICK, Cli, record_of
 from tests.doors.study.runs import QUICK as ARGUMENTS
 
 
+def test_settings_without_effect_are_told(here: Path, cli: Cli) -> None:
+    idle = ["distill.epochs=2", "solver.ridge=0.1", 'sparsity_by_name={"mlp.*": 0.7}']
+    lr = ["--reconstruct", "LR", "--only", "attention", "--device", "cpu", "--set", *idle]
+    flags = [flag for flag in QUICK if flag not in ("--device", "cpu")]
+    for command in (["plan", "llama"], ["prune", "llama", "--out", "out"]):
+        said = cli(*command, *flags, *lr)
+        assert (said.code, said.err) == (0, "")
+        found = " ".join(said.out.split())
+        assert "note: --epochs, --lr have no effect: nothing is trained (solver.name is none)" in found
+        assert "note: solver.ridge has no effect: it is of solver.start least-squares" in found
+        assert "note: distill.epochs has no effect: distill.blocks is 0" in found
+        assert "note: sparsity_by_name: 'mlp.*' has no effect: all that it fits stays dense" in found
+        assert max(map(len, said.out.splitlines())) <= 80
+    again = cli("plan", "llama", "--recipe", here / "out" / "reprune.json")
+    assert "no effect" not in " ".join(again.out.split()).replace("'mlp.*' has no effect", ""), "it has all settings"
+    elsewhere = cli("plan", "llama", *flags, "--device", "cpu", "--on", "h100")
+    assert "note: --device cpu has no effect: the forecast is for one H100" in " ".join(elsewhere.out.split())
+
+
 def test_plan_loads_no_weights_and_writes_nothing(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: pytest.fail(f"{name} was read"))
     monkeypatch.setattr(Decoder, "load", lambda *_: pytest.fail("a block was loaded"))

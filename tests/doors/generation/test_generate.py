@@ -280,6 +280,10 @@ def test_what_is_printed_fits_a_narrow_terminal_and_says_why(here: Path, cli: Cl
         (["--batch-size", "2147483648"], "--batch-size 2147483648: input should be less than 2147483648."),
         (["--language", "xx"], "--language xx: expected any, or a code of ISO 639 among "),
         (
+            ["--filters", "none", "duplicates"],
+            "--filters none: stands alone; leave it or the others out.",
+        ),
+        (
             ["--filters", "typos"],
             "filters: expected some of language, repetition, code, duplicates, ",
         ),

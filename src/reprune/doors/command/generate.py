@@ -61,10 +61,13 @@ def generate(
         from reprune.doors.command.views_generation import Lines, show_manifest, show_texts
         from reprune.doors.generation.generate import GenerationWatcher
         from reprune.doors.generation.generate import generate as run
+        from reprune.errors import InputError
         from reprune.planning.generation.settings import Generation, generation
 
         settings = {name: flags.pop(name) for name in Generation.model_fields if name in flags}
         if filters is not None:
+            if _NONE in filters and len(filters) > 1:
+                raise InputError("--filters none: stands alone; leave it or the others out.")
             settings["filters"] = tuple(name for name in filters if name != _NONE)
         watcher = Lines() if ranks.first and not quiet else GenerationWatcher()
         manifest = run(model, out, settings=generation(settings), watcher=watcher, ranks=ranks, **flags)

@@ -24,7 +24,8 @@ def show_result(record: Mapping[str, Any], out: Path) -> None:
     last = record["blocks"][-1]
     output.print()
     output.print(f"sparse model   {out}")
-    output.print(f"sparsity       {percent(record['sparsity'])} of {len(record['blocks'])} blocks' pruned matrices")
+    blocks = sum(bool(block["matrices"]) for block in record["blocks"])
+    output.print(f"sparsity       {percent(record['sparsity'])} of {blocks} blocks' pruned matrices")
     output.print("last block     error against the dense model (relative to its output's power)")
     for kind, name in (("calibration", "calibration"), ("heldout", "held-out")):
         value, share = last[f"{kind}_error"], last[f"relative_{kind}_error"]

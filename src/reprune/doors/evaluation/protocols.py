@@ -14,7 +14,7 @@ from typing import Any, final
 from torch import Tensor
 
 from reprune.doors.formats import counted
-from reprune.doors.given import A_SOURCE
+from reprune.doors.given import A_SOURCE, whole_number
 from reprune.errors import InputError, of_type
 from reprune.model.bare import longest
 from reprune.model.snapshots import called
@@ -82,6 +82,7 @@ class Cut:
     @staticmethod
     def of(protocol: str | None, seqlen: int | None, max_windows: int | None) -> Cut:
         """Raises `InputError` for an unknown protocol, or one that is given together with a length or a number."""
+        seqlen, max_windows = whole_number("--seqlen", seqlen), whole_number("--windows", max_windows)
         if max_windows is not None and max_windows < 1:
             raise InputError(f"--windows {max_windows}: expected at least 1.")
         if protocol is None:

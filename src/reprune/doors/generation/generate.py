@@ -15,6 +15,7 @@ from reprune.doors.devices import settle_together, slowness
 from reprune.doors.found import find_model
 from reprune.doors.generation.endpoint import EndpointAuthor
 from reprune.doors.generation.local import LocalAuthor
+from reprune.doors.given import listening
 from reprune.doors.processes import check_devices, check_model, check_versions
 from reprune.engine.record import versions
 from reprune.errors import InputError, going_on
@@ -96,13 +97,13 @@ def generate(
     Raises:
         InputError: something given cannot be used, or hardly any text passes the filters; nothing is written over.
     """
-    watcher = watcher or GenerationWatcher()
+    watcher = listening(watcher, GenerationWatcher)
     if samples < 1:
         raise InputError(f"--samples {samples}: expected at least 1.")
     if endpoint_model is not None and endpoint is None:
         raise InputError(f"--endpoint-model {endpoint_model}: names a model of a server; give its --endpoint URL too.")
-    with refusing(local_path(out)):
-        corpus = Corpus(local_path(out))
+    with refusing(local_path(out, "out")):
+        corpus = Corpus(local_path(out, "out"))
     require_filters(settings.filters)
     require_language(settings.language)
     check_versions(ranks)

@@ -31,8 +31,8 @@ def report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None
         InputError: the folder holds no record, or one that cannot be read; `out` exists and is not a report; an extra
             is not installed. Nothing is written then.
     """
-    folder = local_path(directory)
-    file = folder / NAME if out is None else local_path(out)
+    folder = local_path(directory, "directory")
+    file = folder / NAME if out is None else local_path(out, "out")
     record = read_records(folder)
     with refusing(file):
         _check(file)

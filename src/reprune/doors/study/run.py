@@ -24,6 +24,7 @@ from reprune.doors.given import (
     A_SETTING,
     A_SOURCE,
     Sources,
+    listening,
     nested_flags,
     recipe_contents,
     said_trusting,
@@ -119,7 +120,7 @@ def study(
             written.
         ChangedError: a file of the model was changed meanwhile.
     """
-    watcher = watcher or StudyWatcher()
+    watcher = listening(watcher, StudyWatcher)
     model = model_text(model)
     content, settings = recipe_contents(recipe), several("settings", settings, A_SETTING)
     flags = nested_flags(
@@ -159,7 +160,7 @@ def study(
         zero_shot_limit,
     )
     recipes = cell_recipes(grid.cells(), model, content, flags, settings)
-    folder = StudyFolder(local_path(out))
+    folder = StudyFolder(local_path(out, "out"))
     folder.check()
 
     if ray_cpus is not None and ray_cpus < 1:

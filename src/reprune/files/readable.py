@@ -17,19 +17,19 @@ def is_readable(place: Path) -> bool:
     return True
 
 
-def is_there(file: Path, called: str, way_on: str = "check its permissions") -> bool:
+def is_there(file: Path, called: str, way_on: str | None = None) -> bool:
     """Whether a file exists.
 
     Where that cannot be told, `Path.exists` raises or, since Python 3.14, returns False; here it is an `InputError`,
-    whose message calls the place by `called` and says what to do by `way_on`.
+    whose message calls the place by `called` and says what to do: `way_on`, by default by the error.
     """
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name with a null character
         return False
     except OSError as error:
-        way_on = "give a shorter name" if error.errno == ENAMETOOLONG else way_on
-        raise InputError(f"{called}: cannot be read ({error.strerror}); {way_on}.") from None
+        usual = "give a shorter name" if error.errno == ENAMETOOLONG else "check its permissions"
+        raise InputError(f"{called}: cannot be read ({error.strerror}); {way_on or usual}.") from None
     return True
 
 

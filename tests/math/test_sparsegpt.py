@@ -130,6 +130,7 @@ def test_weights_of_an_input_that_is_always_zero_become_zero_and_disturb_no_othe
     X[:, [2, 3, 9]] = 0.0
     (pruned,) = _prune(SparseGPT(block_size=8), [weight], X, pattern)
     assert (pruned.weight[:, [2, 3, 9]] == 0).all()
+    assert pruned.notes == ("3 of 16 inputs are always 0: all their weights were set to 0 too",)
     expected, mask = _sparsegpt_twin(weight, X.double().T @ X.double(), pattern, 8)
     kept = [column for column in range(16) if column not in (2, 3, 9)]
     assert torch.equal(pruned.mask[:, kept], mask[:, kept])

@@ -53,6 +53,8 @@ class SparseGPT(Pruner[Gram]):
         # The matrices share U, so their rows are stacked; columns come first, so that one column is contiguous.
         stacked = torch.cat([weight.T for weight in weights], dim=1)  # (columns, all rows)
         stacked[dead] = 0.0
+        if idle := int(dead.sum()):
+            notes = (*notes, f"{idle} of {len(dead)} inputs are always 0: all their weights were set to 0 too")
         rows = [weight.shape[0] for weight in weights]
         mask = self._sweep_(stacked, factor, rows, pattern)
         mask_weights_(stacked, mask)

@@ -117,7 +117,7 @@ def test_what_may_not_be_read_is_left_out_and_named(
     said: list[str] = []
     watcher = Watcher()
     monkeypatch.setattr(watcher, "note", said.append)
-    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", watcher=watcher)
+    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", epochs=None, lr=None, watcher=watcher)
     assert not [name for name in ("LICENSE", "notes.json") if (tmp_path / "out" / name).exists()]
     why = "is not in the result: it cannot be read; check its permissions"
     assert said == [f"LICENSE {why}", f"notes.json {why}"]
@@ -133,7 +133,7 @@ def test_a_link_out_of_the_model_that_may_not_be_read_is_named_once(
     (folder / "LICENSE").symlink_to(tmp_path / "closed")
     deny(monkeypatch, "stat", folder / "LICENSE")
     monkeypatch.setattr(watcher, "note", said.append)
-    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", watcher=watcher)
+    prune(folder, tmp_path / "out", pruner="magnitude", reconstruct="LR", epochs=None, lr=None, watcher=watcher)
     assert said == [
         "LICENSE is not in the result: in the model's folder it is a link to a file that may not be the model's"
     ]

@@ -57,6 +57,7 @@ def test_the_guard_stops_what_overfits(llama: Path, tmp_path: Path) -> None:
         "run_epochs": 30,
         "stopped_early": False,
         "restored": False,
+        "failures": [],
         **{
             f"{measure}_heldout_error": dict.fromkeys(("last", "kept"), last["epochs"][-1][f"{measure}_heldout_error"])
             for measure in ("relative", "standardized")

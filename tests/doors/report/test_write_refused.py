@@ -111,7 +111,7 @@ def test_a_record_that_may_not_be_read_is_an_input_error(here: Path, cli: Cli, m
     said = cli("report", "x" * 300)
     assert (said.code, said.err) == (
         2,
-        f"error: {'x' * 300}: cannot be read (File name too long); check its permissions.\n",
+        f"error: {'x' * 300}: cannot be read (File name too long); give a shorter name.\n",
     )
     written(here / "out", run_record(1))
 

@@ -137,6 +137,15 @@ def test_weights_of_an_input_that_is_always_zero_become_zero_and_disturb_no_othe
     torch.testing.assert_close(pruned.weight.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_one_input_of_many_that_is_always_zero_is_not_worth_a_note() -> None:
+    """As in Gemma 3, whose norms multiply a feature or two by 0 in nearly every block."""
+    (weight,), X = _weights(4, columns=128), _inputs(128)
+    X[:, 5] = 0.0
+    (pruned,) = _prune(SparseGPT(), [weight], X, Unstructured(0.5))
+    assert (pruned.weight[:, 5] == 0).all()
+    assert pruned.notes == ()
+
+
 def test_the_damping_is_raised_for_a_singular_gram_matrix_and_that_is_noted() -> None:
     weights, X = _weights(6, 3, columns=16), torch.ones(50, 16)
     found = _prune(SparseGPT(damping=1e-10), weights, X, Unstructured(0.5))

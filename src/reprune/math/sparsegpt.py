@@ -28,6 +28,7 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.statistics import Gram
 
 _NARROW = 16  # columns: few enough that they stay in the processor's cache
+_FEW = 0.01  # the share of inputs that are always 0 up to which nobody would notice the higher sparsity
 _DIRECT = 128  # columns: up to this size LAPACK factorizes; beyond it, halves and matrix products are faster
 
 
@@ -53,7 +54,7 @@ class SparseGPT(Pruner[Gram]):
         # The matrices share U, so their rows are stacked; columns come first, so that one column is contiguous.
         stacked = torch.cat([weight.T for weight in weights], dim=1)  # (columns, all rows)
         stacked[dead] = 0.0
-        if idle := int(dead.sum()):
+        if (idle := int(dead.sum())) > _FEW * len(dead):
             notes = (*notes, f"{idle} of {len(dead)} inputs are always 0: all their weights were set to 0 too")
         rows = [weight.shape[0] for weight in weights]
         mask = self._sweep_(stacked, factor, rows, pattern)

@@ -25,7 +25,6 @@ from reprune.errors import InputError, out_of_memory, short
 from reprune.files.durable import sha256
 from reprune.files.local import local_path
 from reprune.files.wellformed import read_json
-from reprune.math.finite import all_finite
 from reprune.math.patterns import Pattern, parse_pattern
 from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
@@ -236,12 +235,8 @@ def _matrix(place: str, matrix: Tensor | None, entry: _Matrix, pattern: Pattern)
 
 
 def _numbers(decoder: Decoder) -> Check:
-    problems = []
-    for name in decoder.used:
-        tensor = decoder.checkpoint.tensor(name)
-        if tensor.is_floating_point() and not all_finite(tensor):
-            problems.append(f"{name}: holds NaN or infinite values")
-    return Check("numbers", f"{len(decoder.used)} tensors, finite", tuple(problems))
+    problems = tuple(f"{name}: holds NaN or infinite values" for name in decoder.not_finite())
+    return Check("numbers", f"{len(decoder.used)} tensors, finite", problems)
 
 
 def _forward(decoder: Decoder, expected: _Forward, trust_remote_code: bool) -> Check:

@@ -6,7 +6,7 @@ The blocks are never all in memory at once. Knows nothing of pruning.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -168,15 +168,20 @@ class Decoder:
         entries = self.checkpoint.entries
         return sum(entries[stored].bytes for conversion in self._blocks[index] for stored in conversion.stored)
 
-    def check_finite(self) -> None:
-        """Raise `InputError` if a stored weight that the model uses is NaN or infinite; reads all of them."""
+    def not_finite(self) -> Iterator[str]:
+        """The names of stored tensors that the model uses and that hold NaN or infinity; reads all of them."""
         for stored in self.used:
             tensor = self.checkpoint.tensor(stored)
             if tensor.dtype in FLOATS and not all_finite(tensor):
-                raise InputError(
-                    f"{self.name}: the tensor {stored} holds NaN or infinite values, so the model cannot be pruned; "
-                    "download it again, or save it again in a dtype that can hold its numbers, such as bfloat16."
-                )
+                yield stored
+
+    def check_finite(self) -> None:
+        """Raise `InputError` if a stored weight that the model uses is NaN or infinite."""
+        if (stored := next(self.not_finite(), None)) is not None:
+            raise InputError(
+                f"{self.name}: the tensor {stored} holds NaN or infinite values, so the model cannot be pruned; "
+                "download it again, or save it again in a dtype that can hold its numbers, such as bfloat16."
+            )
 
     def width(self, tokens: int) -> int:
         """How many numbers a stream of samples of so many tokens holds for each token."""

@@ -24,11 +24,11 @@ def idle_notes(recipe: Recipe, flags: Mapping[str, Any], settings: Iterable[Mapp
         flags: the flags that were given, nested as in a recipe.
         settings: the same for each `--set`. Settings of recipe files are not looked at: a run's own recipe has all.
     """
-    given = [_FLAGS.get(key, key) for key in _keys(flags)]
-    given += [key for setting in settings for key in _keys(setting)]
+    given = [(key, _FLAGS.get(key, key)) for key in _keys(flags)]
+    given += [(key, key) for setting in settings for key in _keys(setting)]
     notes = []
     for keys, reason in _idle(recipe):
-        if found := [key for key in dict.fromkeys(given) if key in {*keys, *(_FLAGS.get(one) for one in keys)}]:
+        if found := dict.fromkeys(name for key, name in given if key in keys):
             notes.append(f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {reason}")
     return notes
 

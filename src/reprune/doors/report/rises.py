@@ -59,19 +59,15 @@ def rise(window: Window) -> Rise | None:
     if last <= lowest * (1 + RISE):
         return None
     end = there[-1][1]
-    then, *since = (_calibration(window, state) for state in range(epoch, end + 1))
-    if since[-1] is None:  # then the state before tells at least whether the error had fallen by then
-        fell, measured = any(_fell(then, now) for now in since[-2:-1]), False
-    else:
-        fell, measured = _fell(then, since[-1]), known(then)
+    then, now = _calibration(window, epoch), _calibration(window, end)
+    measured = known(then) and now is not None
+    if now is None and end - 1 > epoch:  # the state before tells at least whether the error had fallen by then
+        now = _calibration(window, end - 1)
+    fell = known(then) and known(now) and now < then * (1 - RISE)
     after = window.standardized_heldout_error.after if window.judged_apart else window.relative_heldout_error.after
     kept = known(after) and after > lowest * (1 + RISE)
     above = last / lowest - 1 if lowest else math.inf
     return Rise(window, "overfits" if fell else "harmed" if measured else "unknown", epoch, above, kept)
-
-
-def _fell(then: float | None, now: float | None) -> bool:
-    return known(then) and known(now) and now < then * (1 - RISE)
 
 
 def _calibration(window: Window, state: int) -> float | None:

@@ -16,10 +16,14 @@ from transformers.integrations import hub_kernels
 from transformers.models.lfm2 import modeling_lfm2
 
 import reprune
+from reprune.model.block import Precision
+from reprune.model.gguf import convert_gguf
 from reprune.model.plain_kernels import plain_kernels
+from reprune.model.whole import load_model
 from reprune.model.without_weights import run_without_weights
 
 from .. import tiny
+from ..doors.demo.test_model import write_gguf
 
 REFUSAL = "Expected x.is_cuda() to be true, but got false."
 
@@ -111,3 +115,28 @@ def test_threads_that_are_in_and_out_in_turn_leave_nothing_behind(kernel: Any) -
         assert other.submit(kernel, states, weight).result().shape == states.shape
         other.submit(second.__exit__, None, None, None).result()
     assert vars(hub_kernels)["is_torchdynamo_exporting"] is before
+
+
+def test_no_load_of_a_whole_model_asks_for_kernels_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers 5.25 downloads them by default."""
+    given = []
+    load = vars(tf.PreTrainedModel)["from_pretrained"].__func__
+
+    def from_pretrained(kind: Any, *arguments: Any, **options: Any) -> Any:
+        given.append(options.get("use_kernels"))
+        return load(kind, *arguments, **options)
+
+    monkeypatch.setenv("REPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tf.PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    model, out = tiny.save("llama", tmp_path / "llama"), tmp_path / "out"
+    load_model(model, torch.device("cpu"))
+    load_model(model, torch.device("cpu"), precision=Precision(torch.bfloat16))
+    reprune.prune(model, out, calibration="manual", samples=2, seqlen=16, reconstruct="LR", device="cpu")
+    assert reprune.verify(out).passed
+    assert given == [False] * 3
+    write_gguf(tmp_path / "tiny.gguf")
+    given.clear()
+    convert_gguf(tmp_path / "tiny.gguf", print)
+    assert given == [False]

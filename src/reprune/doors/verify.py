@@ -30,7 +30,7 @@ from reprune.model.bare import model_class, read_config
 from reprune.model.block import Enough
 from reprune.model.decoder import Decoder
 from reprune.model.locate import locate_model
-from reprune.model.plain_kernels import plain_kernels
+from reprune.model.plain_kernels import NOTHING_DOWNLOADED, plain_kernels
 from reprune.model.quiet import quiet_transformers
 from reprune.model.uncached import uncached
 from reprune.model.undisturbed import undisturbed
@@ -280,7 +280,11 @@ def _last_states(decoder: Decoder, expected: _Forward, trust_remote_code: bool) 
     with quiet_transformers():
         kind = model_class(read_config(decoder.folder, trust_remote_code), trust_remote_code)
         model = kind.from_pretrained(
-            decoder.folder, dtype="auto", use_safetensors=True, trust_remote_code=trust_remote_code
+            decoder.folder,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **NOTHING_DOWNLOADED,
         ).eval()
         model.get_submodule(skeleton.blocks_path)[skeleton.running[-1]].register_forward_hook(saw)
         with suppress(Enough), plain_kernels(torch.device("cpu")):

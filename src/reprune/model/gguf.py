@@ -132,9 +132,16 @@ def _convert(gguf: Path, source: Path, target: Path) -> None:
     import torch
     import transformers
 
+    from reprune.model.plain_kernels import NOTHING_DOWNLOADED
+
     said = read_gguf(gguf, source / "model.gguf")
     plain = transformers.GgufConfig(dequantize=True)  # otherwise weights stay packed
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "output_loading_info": True, "quantization_config": plain}
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "output_loading_info": True,
+        "quantization_config": plain,
+        **NOTHING_DOWNLOADED,
+    }
     auto: Any = transformers.AutoModelForCausalLM
     library, of_kind = f"Transformers {transformers.__version__}", f"of architecture {said.architecture}"
 

@@ -1,4 +1,4 @@
-"""Runs models without the kernels of other packages, which accept only tensors of a GPU.
+"""Runs models without the kernels of other packages, which accept only tensors of a GPU, and without downloaded ones.
 
 If such packages (flash-linear-attention, causal-conv1d, mamba-ssm) are installed, Transformers calls them on any
 device. Only for an export does it compute the same in plain PyTorch.
@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, get_ident
-from typing import final
+from typing import Final, final
 
 import torch
 from transformers.integrations import hub_kernels
+
+NOTHING_DOWNLOADED: Final = {"use_kernels": False}
+"""What `from_pretrained` has to be given, so that a whole model computes what its blocks do alone.
+
+By default, Transformers 5.25 and later replace parts of a model on a GPU by code that they download from the Hub.
+"""
 
 _ASKED = "is_torchdynamo_exporting"
 """The function that Transformers asks before it calls these kernels; in that module it is used for nothing else."""

@@ -29,6 +29,7 @@ from reprune.model.checkpoint import FLOATS, USUAL, Checkpoint, TensorEntry, no_
 from reprune.model.conversion import EMPTY, Layout
 from reprune.model.float32_products import AskedInFloat32
 from reprune.model.linears import find_linears, is_linear
+from reprune.model.plain_kernels import NOTHING_DOWNLOADED
 from reprune.model.products import candidates
 from reprune.model.quiet import quiet_transformers
 from reprune.model.recorder import fill_with_nothing, looks_up
@@ -189,6 +190,7 @@ def _from_pretrained(folder: Path, dtype: torch.dtype, trust_remote_code: bool) 
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below; Transformers' own error names no tensor
+                **NOTHING_DOWNLOADED,
             )
     except Exception as error:  # the model's own code and a quantizer's raise nearly anything
         if out_of_memory(error) is not None:

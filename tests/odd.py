@@ -33,6 +33,7 @@ Quirk = Literal[
     "by name, of the first",  # all need the first one's entry, and hand the next one whole numbers that it does not use
     "beside, numbers",  # blocks hand the next one a whole number of each token beside the states
     "beside, chosen",  # the first block chooses tokens for each token, as many as there are, up to 16; all read these
+    "beside, chosen of many",  # the same as a mask, which is passed on and used only if there are more than 16 tokens
     "beside, of no use",  # blocks hand the next one something beside the states, which it does not use
     "looked at",  # the model uses a weight whose module it never runs
     "where a weight is",  # the model makes numbers on the device of a weight whose module has not run
@@ -112,6 +113,10 @@ class _Block(nn.Module):
         if self.quirk == "beside, chosen":
             chosen = _choose(x) if self.is_first else side
             return x + self.down(torch.relu(self.up(_mean_of_chosen(x, chosen)))), chosen
+        if self.quirk == "beside, chosen of many":
+            chosen = _choose_of_many(x) if self.is_first else side
+            read = x if x.shape[1] <= 16 else chosen.to(x) @ x
+            return x + self.down(torch.relu(self.up(read))), chosen
         inner = torch.relu(self.up(x))
         if self.quirk == "shared linear":
             inner = inner + self.up(torch.tanh(x))
@@ -162,6 +167,12 @@ def _choose(x: Tensor) -> Tensor:
     tokens = x.shape[1]
     chosen = (x @ x.mT).topk(min(16, tokens), dim=-1).indices
     return torch.minimum(chosen, torch.arange(tokens, device=chosen.device)[:, None]).to(torch.int32)
+
+
+def _choose_of_many(x: Tensor) -> Tensor:
+    """The same as a mask (samples, tokens, tokens) of tokens to read."""
+    chosen = _choose(x).long()
+    return torch.zeros(*x.shape[:2], x.shape[1], dtype=torch.bool, device=x.device).scatter(-1, chosen, True)
 
 
 def _mean_of_chosen(x: Tensor, chosen: Tensor) -> Tensor:

@@ -75,10 +75,20 @@ def _passes_on(x: Tensor, side: Any, beside: Any) -> Any:
     return x, beside
 
 
+def _chooses(x: Tensor, side: Any, beside: Any) -> Any:
+    return x, torch.ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool).tril()
+
+
+def _reads_chosen_of_many(x: Tensor, side: Any, beside: Any) -> Any:
+    return (x @ beside.to(x) if x.shape[1] > 16 else x), beside
+
+
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [
         ((_returns, _passes_on, _passes_on, _adds_if_given), {1, 2, 3}),
+        ((_chooses, _passes_on, _reads_chosen_of_many), {1, 2}),
+        ((_chooses, _chooses, _chooses), set()),
         ((_returns, _adds_if_given, _adds_if_given, _passes_on), {1, 2}),
         ((_returns, _passes_on, _returns, _adds_if_given), {3}),
         ((lambda x, side, beside: (x, None), _passes_on, _adds_if_given), set()),

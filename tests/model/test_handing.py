@@ -27,6 +27,7 @@ sizes = pytest.mark.parametrize("size", [1, 3, 7])
 _OF_TOKENS: tuple[odd.Quirk, ...] = (
     *("beside, of tokens", "beside, of tokens, to the end", "by name, of tokens", "by name, of its own"),
     *("by name, of the first", "beside, of tokens, passed on", "beside, numbers", "beside, chosen"),
+    "beside, chosen of many",
 )
 
 

@@ -47,7 +47,9 @@ def find_joined(
 ) -> set[int]:
     """The indices of the blocks that use what the one before them returns besides the hidden states.
 
-    So do those that only pass it on, to a block that uses it or to what follows the blocks.
+    So do those that only pass it on, to a block that uses it or to what follows the blocks. Whole numbers of pairs of
+    tokens say which tokens a block reads. If it passes them on, they count as used: of a few tokens it may read all,
+    whatever they say.
 
     Args:
         blocks: on the meta device; left as they are.
@@ -80,6 +82,9 @@ def find_joined(
                 passed_on[index] = {place: value.place for place, value in returned if isinstance(value, Beside)}
             except Exception:  # whatever it raises, a placeholder was used, or the block cannot be run
                 used[index] = there
+            else:
+                chosen = {place for place, value in (before or {}).items() if _chooses_tokens(value, some.shape[1])}
+                used[index] = chosen.intersection(passed_on[index].values())
         given = None
         with suppress(Exception):
             outputs = run(index, call.without_beside(before))
@@ -94,6 +99,12 @@ def find_joined(
         if wanted:
             found.add(index)
     return found
+
+
+def _chooses_tokens(value: Any, tokens: int) -> bool:
+    """Whether a value is whole numbers, or true or false, as many for each token as there are tokens."""
+    whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    return whole and list(value.shape).count(tokens) > 1
 
 
 def hands_on(calls: Sequence[Call]) -> bool:

@@ -37,11 +37,18 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Tensor:
         raise RuntimeError(REFUSAL)
 
+    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+        assert activation is None
+        return nn.functional.conv1d(x, weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight))[
+            ..., : x.shape[-1]
+        ]
+
     package = ModuleType("causal_conv1d")
     vars(package)["causal_conv1d_fn"] = causal_conv1d_fn
     monkeypatch.setitem(sys.modules, "causal_conv1d", package)
-    plain = vars(modeling_lfm2)["causal_conv1d_fn"]
-    chosen = hub_kernels.use_kernel_func_from_hub_with_fallback("causal_conv1d_fn", "causal_conv1d")(plain.__wrapped__)
+    # Transformers 5.25 knows itself which devices this package supports.
+    monkeypatch.setattr(hub_kernels, "_PACKAGE_SUPPORTED_DEVICES", {}, raising=False)
+    chosen = hub_kernels.use_kernel_func_from_hub_with_fallback("causal_conv1d_fn", "causal_conv1d")(plain)
     monkeypatch.setattr(modeling_lfm2, "causal_conv1d_fn", chosen)
     return chosen
 

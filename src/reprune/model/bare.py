@@ -26,6 +26,9 @@ from reprune.model.locate import GENERATIVE
 from reprune.model.quiet import quiet_transformers
 from reprune.model.snapshots import by_hand, called
 
+_UNKNOWN = "Unrecognized configuration class"
+"""How Transformers' message begins if it has no causal language model of a configuration."""
+
 _LARGE = 2**28  # elements: a gigabyte in float32
 
 
@@ -197,15 +200,16 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
                     model: Any = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
                 else:
                     model = kind._from_config(config, dtype=torch.float32)
-        except ValueError as error:
-            check_trusted(folder, error)
-            said = str(error).partition("\n")[0]  # the rest lists all models of Transformers
-            raise UnsupportedModelError(
-                f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
-            ) from None
         except Exception as error:  # the model's code, which may be remote, on whatever config.json says
             if out_of_memory(error) is not None:
                 raise
+            check_trusted(folder, error)
+            if (said := str(error).partition("\n")[0]).startswith(
+                _UNKNOWN
+            ):  # the rest lists all of Transformers' models
+                raise UnsupportedModelError(
+                    f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
+                ) from None
             install = "install what it asks for, or, " if isinstance(error, ImportError) else ""
             raise UnsupportedModelError(
                 f"{called(folder)}: Transformers cannot build a model from its config.json ({short(error, 300)}); "

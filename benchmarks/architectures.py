@@ -104,9 +104,9 @@ models are also pruned in these ways (SparseGPT 50 %, BR+GP), as far as a machin
     python benchmarks/devices.py --out sweep
 
 The device there is simulated: it computes on the CPU, refuses CPU tensors among its own as CUDA does, and its autocast
-has CUDA's rules. Of the 181 models that can be pruned (without timm), all work in float32 on that device, all but xmod
-in bfloat16 and in float16, and all but xmod and dbrx in bfloat16 on the CPU. Those two combine tensors of two dtypes;
-with `precision: auto`, the default, they are run in float32, and a note says so.
+has CUDA's rules. Of the 186 models that can be pruned, all work in float32 on that device, all but ergo and xmod in
+bfloat16 and in float16, and all but these two and dbrx in bfloat16 on the CPU. Those three combine tensors of two
+dtypes; with `precision: auto`, the default, they are run in float32, and a note says so.
 """
 
 

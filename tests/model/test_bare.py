@@ -160,7 +160,10 @@ _NAMING_A_KERNEL: list[dict[str, Any]] = [
 
 
 _PASSED_OVER = "Transformers passes over one that is named so"
-_RELEASE = Version(transformers.__version__)
+
+
+def _release() -> Version:
+    return Version(transformers.__version__)
 
 
 def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
@@ -171,7 +174,7 @@ def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("said", _NAMING_A_KERNEL)
 def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dict[str, Any], tmp_path: Path) -> None:
-    if said == _NAMING_A_KERNEL[2] and _RELEASE >= Version("5.25"):
+    if said == _NAMING_A_KERNEL[2] and _release() >= Version("5.25"):
         pytest.skip(f"{_PASSED_OVER} from 5.25 on")
     with pytest.raises(
         InputError, match=r"^model: its config.json names '[\w|]+[/-].* as its attention, which is code that"
@@ -181,9 +184,9 @@ def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dic
 
 @pytest.mark.parametrize("said", _NAMING_A_KERNEL)
 def test_a_kernel_of_a_trusted_configuration_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
-    if said == _NAMING_A_KERNEL[1] and _RELEASE < Version("5.23"):
+    if said == _NAMING_A_KERNEL[1] and _release() < Version("5.23"):
         pytest.skip(f"{_PASSED_OVER} until 5.23")
-    if said == _NAMING_A_KERNEL[2] and _RELEASE >= Version("5.25"):
+    if said == _NAMING_A_KERNEL[2] and _release() >= Version("5.25"):
         pytest.skip(f"{_PASSED_OVER} from 5.25 on")
     with pytest.raises(UnsupportedModelError, match=r"cannot build a model .*kernel"):
         build_bare(_naming_a_kernel(tmp_path / "model", said), trust_remote_code=True)

@@ -204,9 +204,8 @@ def build_bare(folder: Path, trust_remote_code: bool) -> Any:
             if out_of_memory(error) is not None:
                 raise
             check_trusted(folder, error)
-            if (said := str(error).partition("\n")[0]).startswith(
-                _UNKNOWN
-            ):  # the rest lists all of Transformers' models
+            said = str(error).partition("\n")[0]  # the rest lists all models of Transformers
+            if said.startswith(_UNKNOWN):
                 raise UnsupportedModelError(
                     f"{called(folder)}: {config.model_type} is not a causal language model of Transformers: {said:.300}"
                 ) from None

@@ -151,19 +151,21 @@ def test_of_a_package_that_is_missing_it_is_said_to_install_it(tmp_path: Path) -
         build_bare(folder, trust_remote_code=True)
 
 
-_NAMING_A_KERNEL: list[dict[str, Any]] = [
+def _passed_over(release: str, since: bool) -> pytest.MarkDecorator:
+    """Skips if the installed Transformers passes over a kernel: it does so in releases since this one, or before."""
+    passes_over = (Version(transformers.__version__) >= Version(release)) == since
+    return pytest.mark.skipif(passes_over, reason="this release of Transformers passes over one that is named so")
+
+
+_NAMING_A_KERNEL: list[Any] = [
     {"attn_implementation": "some/kernel"},
-    {"attn_implementation": {"": "some/kernel"}},
-    {"_attn_implementation": "paged|kernels-community/flash-attn2@v1:attend"},
     {"model_type": "gemma3", "attn_implementation": {"text_config": "some/kernel"}},
+    pytest.param(
+        {"_attn_implementation": "paged|kernels-community/flash-attn2@v1:attend"},
+        marks=_passed_over("5.25", since=True),
+    ),
 ]
-
-
-_PASSED_OVER = "Transformers passes over one that is named so"
-
-
-def _release() -> Version:
-    return Version(transformers.__version__)
+_FOR_ALL_PARTS = {"attn_implementation": {"": "some/kernel"}}
 
 
 def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
@@ -172,22 +174,18 @@ def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", _NAMING_A_KERNEL)
+@pytest.mark.parametrize("said", [*_NAMING_A_KERNEL, _FOR_ALL_PARTS])
 def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dict[str, Any], tmp_path: Path) -> None:
-    if said == _NAMING_A_KERNEL[2] and _release() >= Version("5.25"):
-        pytest.skip(f"{_PASSED_OVER} from 5.25 on")
     with pytest.raises(
         InputError, match=r"^model: its config.json names '[\w|]+[/-].* as its attention, which is code that"
     ):
         build_bare(_naming_a_kernel(tmp_path / "model", said), trust_remote_code=False)
 
 
-@pytest.mark.parametrize("said", _NAMING_A_KERNEL)
+@pytest.mark.parametrize(
+    "said", [*_NAMING_A_KERNEL, pytest.param(_FOR_ALL_PARTS, marks=_passed_over("5.23", since=False))]
+)
 def test_a_kernel_of_a_trusted_configuration_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
-    if said == _NAMING_A_KERNEL[1] and _release() < Version("5.23"):
-        pytest.skip(f"{_PASSED_OVER} until 5.23")
-    if said == _NAMING_A_KERNEL[2] and _release() >= Version("5.25"):
-        pytest.skip(f"{_PASSED_OVER} from 5.25 on")
     with pytest.raises(UnsupportedModelError, match=r"cannot build a model .*kernel"):
         build_bare(_naming_a_kernel(tmp_path / "model", said), trust_remote_code=True)
 

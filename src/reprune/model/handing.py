@@ -83,8 +83,8 @@ def find_joined(
             except Exception:  # whatever it raises, a placeholder was used, or the block cannot be run
                 used[index] = there
             else:
-                chosen = {place for place, value in (before or {}).items() if _chooses_tokens(value, some.shape[1])}
-                used[index] = chosen.intersection(passed_on[index].values())
+                known, tokens = before or {}, some.shape[1]
+                used[index] = {one for one in passed_on[index].values() if _chooses_tokens(known.get(one), tokens)}
         given = None
         with suppress(Exception):
             outputs = run(index, call.without_beside(before))
@@ -94,8 +94,8 @@ def find_joined(
     if wanted and given is not None:
         wanted = reads_after({place: value for place, value in given.items() if place and isinstance(value, Tensor)})
     for index in reversed(running):
-        known = passed_on.get(index, {})
-        wanted = used.get(index, set()) | {known[place] for place in wanted & known.keys()}
+        passed = passed_on.get(index, {})
+        wanted = used.get(index, set()) | {passed[place] for place in wanted & passed.keys()}
         if wanted:
             found.add(index)
     return found

@@ -13,7 +13,7 @@ from reprune.planning.recipe import Recipe
 
 def notes(flags: dict[str, Any], *settings: str, file: dict[str, Any] | None = None) -> list[str]:
     recipe = resolve_recipe("model", file or {}, flags, settings)
-    return idle_notes(recipe, flags, map(parse_setting, settings))
+    return idle_notes([recipe], flags, map(parse_setting, settings))
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,17 @@ def test_a_setting_that_is_read_is_not(flags: dict[str, Any], settings: list[str
 
 def test_a_recipe_file_may_hold_all_settings() -> None:
     assert notes({"reconstruct": "LR"}, file=Recipe(model="model").model_dump(mode="json")) == []
+
+
+def test_of_several_runs_a_setting_is_named_only_if_none_reads_it() -> None:
+    runs = [
+        resolve_recipe("model", {}, {"pruner": {"name": name}, "reconstruct": "LR"}, [])
+        for name in ("magnitude", "wanda", "sparsegpt")
+    ]
+    flags, settings = {"solver": {"epochs": 3}}, [{"pruner": {"damping": 0.1}}]
+    trained = "--epochs has no effect: nothing is trained (solver.name is none)"
+    assert idle_notes(runs, flags, settings) == [trained]
+    assert idle_notes(runs[:2], flags, settings) == [
+        trained,
+        "pruner.damping has no effect: the pruner is magnitude, not sparsegpt; the pruner is wanda, not sparsegpt",
+    ]

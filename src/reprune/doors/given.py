@@ -129,7 +129,7 @@ def made_recipe(
     content = recipe_contents(recipe)
     nested, settings = nested_flags(**flags), several("settings", settings, A_SETTING)
     made = resolve_recipe(model_text(model), content, nested, settings)
-    for note in idle_notes(made, nested, map(parse_setting, settings)):
+    for note in idle_notes([made], nested, map(parse_setting, settings)):
         watcher.note(note)
     if said := said_trusting(recipe, content, made, flags.get("trust_remote_code")):
         watcher.note(said)

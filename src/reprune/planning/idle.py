@@ -16,21 +16,26 @@ _OF_DESCENTS = (
 )
 
 
-def idle_notes(recipe: Recipe, flags: Mapping[str, Any], settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A note for each reason for which settings have no effect in a run.
+def idle_notes(recipes: Iterable[Recipe], flags: Mapping[str, Any], settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A note for each reason for which settings have no effect in any of some runs.
 
     Args:
-        recipe: of the run.
+        recipes: of the runs, one or several that were given the same.
         flags: the flags that were given, nested as in a recipe.
         settings: the same for each `--set`. Settings of recipe files are not looked at: a run's own recipe has all.
     """
     given = [(key, _FLAGS.get(key, key)) for key in _keys(flags)]
     given += [(key, key) for setting in settings for key in _keys(setting)]
-    notes = []
-    for keys, reason in _idle(recipe):
-        if found := dict.fromkeys(name for key, name in given if key in keys):
-            notes.append(f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {reason}")
-    return notes
+    reasons = [{key: reason for keys, reason in _idle(recipe) for key in keys} for recipe in recipes]
+    names: dict[str, list[str]] = {}  # by what a note says of them
+    for key, name in dict.fromkeys(given):
+        if all(key in of_run for of_run in reasons):
+            reason = "; ".join(dict.fromkeys(of_run[key] for of_run in reasons))
+            names.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: {reason}"
+        for reason, found in names.items()
+    ]
 
 
 def _keys(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

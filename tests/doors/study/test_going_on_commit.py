@@ -53,7 +53,7 @@ def test_all_cells_prune_the_commit_that_a_study_was_begun_with(repository: Path
 def test_a_study_whose_branch_moves_on_goes_on_with_its_commit_where_only_a_card_is_new(
     repository: Path, here: Path
 ) -> None:
-    grid = {"rungs": ["LR"], **SETTINGS, "texts": ["test.txt"]}
+    grid = {"rungs": ["LR"], **SETTINGS, "texts": ["test.txt"], "epochs": None, "lr": None}
     record = study("owner/tiny", "s", pruners=["magnitude"], **grid)
     new = shutil.copytree(repository / "snapshots" / FIRST, repository / "snapshots" / SECOND)
     (new / "README.md").write_text("a better card")

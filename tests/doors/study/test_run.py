@@ -287,7 +287,7 @@ def test_a_text_that_is_calibrated_on_is_pointed_out(here: Path, cli: Cli, monke
     said = cli("study", "llama", "--out", "s", *flags, "--text", "text.txt")
     assert said.code == 0
     assert "note: text.txt is a calibration text too" in said.out
-    assert "note:" not in cli("study", "llama", "--out", "t", *flags, "--text", "test.txt").out
+    assert "calibration text" not in cli("study", "llama", "--out", "t", *flags, "--text", "test.txt").out
     monkeypatch.setattr(InTurn, "do", lambda *_: iter(()))
     held_out = ["--text", "test.txt", "--heldout", "test.txt"]
     assert "note: test.txt is a calibration text too" in cli("study", "llama", "--out", "u", *flags, *held_out).out
@@ -371,6 +371,7 @@ def test_who_watches_a_study_hears_the_notes_of_its_runs(here: Path) -> None:
     settings = {**SETTINGS, "samples": 1, "seqlen": 4, "settings": tight}
     study("llama", "s", pruners=["sparsegpt"], rungs=["LR"], **settings, watcher=Notes())
     assert any(": damping raised from 1e-12 to " in note for note in notes)
+    assert notes[0].startswith("--epochs, --lr have no effect: nothing is trained"), "in none of its cells"
 
 
 def test_a_cell_that_failed_before_and_is_not_asked_for_fails_no_command(here: Path, whole: Path, cli: Cli) -> None:

@@ -48,6 +48,8 @@ from reprune.errors import HalfPrecisionError, InputError, going_on
 from reprune.files.local import local_path
 from reprune.model.undisturbed import undisturbed
 from reprune.planning.axes import PRUNERS, RUNGS
+from reprune.planning.idle import idle_notes
+from reprune.planning.layers import parse_setting
 from reprune.planning.recipe import Recipe
 
 _KEPT = "What is done is kept: the same command goes on from there."
@@ -160,6 +162,8 @@ def study(
         zero_shot_limit,
     )
     recipes = cell_recipes(grid.cells(), model, content, flags, settings)
+    for note in idle_notes(recipes.values(), flags, map(parse_setting, settings)):
+        watcher.note(note)
     folder = StudyFolder(local_path(out, "out"))
     folder.check()
 

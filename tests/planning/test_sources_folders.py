@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -75,6 +76,31 @@ def test_a_folder_of_other_files_is_refused_by_what_could_be_in_it(tmp_path: Pat
     _write(tmp_path, "notes.md", "run.py")
     with pytest.raises(InputError, match=r"expected files ending in \.txt, .*, \.parquet, but the folder has none$"):
         load_documents(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("b.jsonl", b'{"text": "two"}\n{"text": two}\n', r"line 2: expected one JSON object per line, but .*; correct"),
+        (
+            "b.jsonl.gz",
+            gzip.compress(b'{"text": "two"}\n' * 99)[:-9],
+            "expected a file that can be read, but: .* ended",
+        ),
+        ("b.parquet", b"PAR1 and no end", "expected Parquet, but: .*; check the file$"),
+    ],
+)
+def test_the_damaged_file_of_a_folder_is_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    import datasets
+
+    whole = tmp_path / "folder" / f"a.{name.partition('.')[2]}"
+    whole.parent.mkdir()
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    rows.to_parquet(whole) if whole.suffix == ".parquet" else rows.to_json(whole, compression="infer")
+    assert len(load_documents(str(whole.parent), "train")) == 2
+    (whole.parent / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"^source 'folder': file '{name}'[:,] {said}"):
+        load_documents(str(whole.parent), "train")
 
 
 @pytest.mark.parametrize("name", ["b.txt", "c.jsonl"])

@@ -26,7 +26,7 @@ from reprune.model.snapshots import COMMIT
 from reprune.planning.documents import Column, Documents, label
 from reprune.planning.room import cache_of_the_hub, no_room
 from reprune.planning.saved import NO_TEXT, STATE
-from reprune.planning.textfiles import TextFiles, is_text_file
+from reprune.planning.textfiles import TextFiles, explain_json, is_text_file
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """The endings of files that hold text, or rows of it."""
@@ -276,8 +276,12 @@ class Rows:
         detail = " ".join(str(cause).split())[:300] or type(cause).__name__
         if self.path in _FORMATS:
             return f"expected a file of {_FORMATS[self.path]} rows, but: {detail}; check the file"
-        if Path(self.path).is_dir() and not any(_texts(Path(self.path))):
-            return f"expected files ending in {', '.join(SUFFIXES)}, but the folder has none"
+        if (folder := Path(self.path)).is_dir():
+            texts = sorted(_texts(folder))
+            if not texts:
+                return f"expected files ending in {', '.join(SUFFIXES)}, but the folder has none"
+            if wrong := next(filter(None, map(_damage, texts)), None):
+                return wrong
         config = f" of configuration {self.config!r}" if self.config else ""
         return (
             f"expected split {self.split!r}{config} to be readable, but: "
@@ -296,6 +300,24 @@ def _texts(folder: Path) -> Iterator[Path]:
             continue
         if is_file_there(path, f"{label(folder.name)}, file {path.name!r}"):
             yield path
+
+
+def _damage(file: Path) -> str | None:
+    """What is wrong with the compression or the form of a folder's file of rows, with its name; None if nothing is."""
+    called = f"file {file.name!r}"
+    if is_text_file(file.name):
+        return None
+    try:
+        if not file.name.lower().endswith(".parquet"):
+            return None if (wrong := explain_json(file, called, "text")) is None else str(wrong)
+        from pyarrow import parquet  # which `datasets` has imported
+
+        parquet.read_metadata(file)
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # Arrow raises errors of many kinds
+        return f"{called}: expected Parquet, but: {str(error).rstrip('.')}; check the file"
+    return None
 
 
 def places(files: Iterable[Path], column: str = "text") -> list[Hashable]:

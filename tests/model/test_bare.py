@@ -159,13 +159,15 @@ def _passed_over(release: str, since: bool) -> pytest.MarkDecorator:
 
 _NAMING_A_KERNEL: list[Any] = [
     {"attn_implementation": "some/kernel"},
-    {"model_type": "gemma3", "attn_implementation": {"text_config": "some/kernel"}},
     pytest.param(
         {"_attn_implementation": "paged|kernels-community/flash-attn2@v1:attend"},
         marks=_passed_over("5.25", since=True),
     ),
 ]
-_FOR_ALL_PARTS = {"attn_implementation": {"": "some/kernel"}}
+_FOR_PARTS: list[dict[str, Any]] = [
+    {"model_type": "gemma3", "attn_implementation": {"text_config": "some/kernel"}},
+    {"attn_implementation": {"": "some/kernel"}},
+]
 
 
 def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
@@ -174,7 +176,7 @@ def _naming_a_kernel(folder: Path, said: dict[str, Any]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", [*_NAMING_A_KERNEL, _FOR_ALL_PARTS])
+@pytest.mark.parametrize("said", [*_NAMING_A_KERNEL, *_FOR_PARTS])
 def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^model: its config.json names '[\w|]+[/-].* as its attention, which is code that"
@@ -183,7 +185,8 @@ def test_a_kernel_of_the_hub_that_a_configuration_names_is_not_fetched(said: dic
 
 
 @pytest.mark.parametrize(
-    "said", [*_NAMING_A_KERNEL, pytest.param(_FOR_ALL_PARTS, marks=_passed_over("5.23", since=False))]
+    "said",
+    [*_NAMING_A_KERNEL, *(pytest.param(said, marks=_passed_over("5.23", since=False)) for said in _FOR_PARTS)],
 )
 def test_a_kernel_of_a_trusted_configuration_is_fetched_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"cannot build a model .*kernel"):

@@ -37,8 +37,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Tensor:
         raise RuntimeError(REFUSAL)
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    def plain(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
         assert activation is None
+        assert seq_idx is None
         return nn.functional.conv1d(x, weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight))[
             ..., : x.shape[-1]
         ]

@@ -25,7 +25,7 @@ def test_a_setting_is_over_a_flag_over_the_file_over_the_default() -> None:
     recipe = resolve_recipe("model", file, flags, ["seed=3", "solver.batch_size=16"])
     assert (recipe.samples, recipe.seed) == (10, 3)
     assert (recipe.solver.lr, recipe.solver.epochs, recipe.solver.batch_size) == (0.1, 4, 16)
-    assert recipe.solver.betas == (0.9, 0.95)
+    assert recipe.settled(8).solver.betas == (0.9, 0.95)
     assert resolve_recipe("model", file, flags).seed == 2
     assert resolve_recipe("model", file).seed == 1
 

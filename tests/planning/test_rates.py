@@ -37,7 +37,7 @@ def test_what_is_no_rate_is_refused(given: Any) -> None:
 
 def test_a_recipe_keeps_it_as_it_was_written(tmp_path: Path) -> None:
     recipe = resolve_recipe("model", settings=["solver.lr=0.5%"])
-    assert recipe.solver.lr == recipe.settled().solver.lr == "0.5%"
+    assert recipe.solver.lr == recipe.settled(8).solver.lr == "0.5%"
     built: Any = recipe.solver.build(guard=True)
     assert (built.lr, built.relative) == (0.005, True)
     file = tmp_path / "recipe.yaml"

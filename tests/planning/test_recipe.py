@@ -21,7 +21,7 @@ from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
 from reprune.math.widening import Widening
-from reprune.planning.descents import SolverRecipe
+from reprune.planning.descents import DistillRecipe, SolverRecipe
 from reprune.planning.layers import resolve_recipe
 from tests.planning.recipes import read, rung
 
@@ -30,7 +30,7 @@ def test_without_a_word_the_recipe_is_the_papers() -> None:
     recipe = resolve_recipe("model")
     assert rung(recipe) == ("BR+GP", 1, 1, "global", "adam")
     assert (recipe.pruner.name, recipe.pruner.damping, recipe.pruner.block_size) == ("sparsegpt", 0.01, 128)
-    solver = recipe.settled().solver
+    solver = recipe.settled(8).solver
     assert solver.loss == "squared"
     assert (solver.lr, solver.epochs, solver.batch_size, solver.betas) == (2e-4, 10, 8, (0.9, 0.95))
     assert (recipe.samples, recipe.calibration, recipe.pattern) == (256, ["c4"], Unstructured(0.5))
@@ -258,10 +258,9 @@ def test_a_recipe_builds_what_it_names() -> None:
     for epochs, part, whole in ((9, 3, 6), (10, 4, 6), (3, 1, 2), (1, 1, 1)):
         auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": epochs}}).solver.build(guard=True)
         middle = whole / (part + whole)
+        own = Adam(epochs, 0.01, try_first_step=True, relative=True)
         assert auto == Widening(
-            Adam(part, 0.01, try_first_step=True, decay=(1.0, middle), relative=True),
-            Adam(whole, 0.01, try_first_step=True, decay=(middle, 0.0), relative=True),
-            Adam(epochs, 0.01, try_first_step=True, relative=True),
+            replace(own, epochs=part, decay=(1.0, middle)), replace(own, epochs=whole, decay=(middle, 0.0)), own
         ), "one rate that falls over both"
     recipe = resolve_recipe("model", {"distill": {"blocks": 2, "epochs": 5}, "solver": {"batch_size": 2}})
     distillation = recipe.distill.build(recipe.solver, guard=True)
@@ -270,29 +269,50 @@ def test_a_recipe_builds_what_it_names() -> None:
     )
 
 
+_PAPERS = ("squared", 2e-4, (0.9, 0.95))
+_OWN = ("standardized", "1%", (0.5, 0.95))
+
+
 @pytest.mark.parametrize(
-    ("rung", "said", "loss", "lr"),
+    ("rung", "said", "expected"),
     [
-        ("BR+GP", {}, "squared", 2e-4),
-        ("BR+GP", {"loss": "standardized"}, "standardized", "1%"),
-        ("BR+GP", {"loss": "standardized", "lr": 0.1}, "standardized", 0.1),
-        ("LR", {"loss": "standardized"}, "standardized", 2e-4),  # LR uses neither
-        ("auto", {}, "standardized", "1%"),
-        ("auto", {"loss": "squared"}, "squared", 2e-4),
-        ("auto", {"lr": 0.1}, "standardized", 0.1),
-        ("auto", {"name": "adam"}, "squared", 2e-4),
+        ("BR+GP", {}, _PAPERS),
+        ("BR+GP", {"loss": "standardized"}, _OWN),
+        ("BR+GP", {"loss": "standardized", "lr": 0.1}, ("standardized", 0.1, (0.5, 0.95))),
+        ("BR+GP", {"loss": "standardized", "betas": [0, 0.9]}, ("standardized", "1%", (0, 0.9))),
+        ("LR", {"loss": "standardized"}, ("standardized", 2e-4, (0.9, 0.95))),  # LR uses none of them
+        ("auto", {}, _OWN),
+        ("auto", {"loss": "squared"}, _PAPERS),
+        ("auto", {"loss": "squared", "betas": [0, 0.9]}, ("squared", 2e-4, (0, 0.9))),
+        ("auto", {"lr": 0.1}, ("standardized", 0.1, (0.5, 0.95))),
+        ("auto", {"name": "adam"}, _PAPERS),
     ],
 )
-def test_the_loss_is_the_papers_but_for_auto_and_the_rate_goes_with_it(
-    rung: str, said: dict[str, Any], loss: str, lr: float | str
+def test_the_loss_is_the_papers_but_for_auto_and_rate_and_betas_go_with_it(
+    rung: str, said: dict[str, Any], expected: tuple[str, float | str, tuple[float, float]]
 ) -> None:
     recipe = resolve_recipe("model", {"reconstruct": rung, "solver": said})
-    settled = recipe.settled().solver
-    assert (settled.loss, settled.lr) == (loss, lr)
-    assert recipe.solver.standardizes == settled.standardizes == (loss == "standardized" and settled.name != "none")
-    assert settled.name == "none" or settled.build(guard=True) == recipe.solver.build(guard=True)
-    assert settled.settled() == settled
+    settled = recipe.settled(8).solver
+    assert (settled.loss, settled.lr, settled.betas) == expected
+    standardizes = expected[0] == "standardized" and settled.name != "none"
+    assert recipe.solver.standardizes == settled.standardizes == standardizes
+    assert settled.settled(10**6) == settled
+    left = recipe.solver.model_copy(update={"betas": settled.betas})
+    assert settled.name == "none" or settled.build(guard=True) == left.build(guard=True)
     assert (recipe.solver.loss, recipe.solver.lr) == (said.get("loss"), said.get("lr")), "left to the rung till a run"
+    assert (recipe.solver.betas is None) == ("betas" not in said)
+
+
+@pytest.mark.parametrize(
+    ("samples", "epochs", "batch_size", "first_beta"),
+    [(32, 3, 8, 0.5), (128, 1, 1, 0.5), (129, 1, 1, 0.9), (255, 4, 8, 0.5), (257, 4, 8, 0.9), (256, 10, 8, 0.9)],
+)
+def test_with_more_steps_than_were_measured_to_gain_the_betas_are_the_papers(
+    samples: int, epochs: int, batch_size: int, first_beta: float
+) -> None:
+    settled = SolverRecipe(loss="standardized", epochs=epochs, batch_size=batch_size).settled(samples)
+    assert settled.betas == (first_beta, 0.95)
+    assert DistillRecipe(blocks=1).build(settled, guard=True).betas == (first_beta, 0.95), "distillation has them too"
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 10, 100])

@@ -146,8 +146,9 @@ def prune_by_recipe(
 def _prune(recipe: Recipe, out: Path, watcher: Watcher, shared: Shared | None, ranks: Ranks) -> dict[str, Any]:
     ranks.first_does(lambda: check_out(out))
     check_versions(ranks, recipe.pruner.name)
-    recipe = settle(recipe, ranks).settled()
+    recipe = settle(recipe, ranks)
     counts = ranks.first_does(lambda: count_samples(recipe))  # no other reads the texts
+    recipe = recipe.settled(counts[0])
     check_ranks(recipe, counts[0], ranks)
     watcher.phase(None, "reading the model")
     folder = find_model(recipe.model, notify=watcher.note)  # may download it, so what needs no model comes first

@@ -15,8 +15,14 @@ from reprune.math.widening import Widening
 
 PAPER_LR = 2e-4
 """Adam's learning rate in all of the paper's experiments."""
+PAPER_BETAS = (0.9, 0.95)
+"""Adam's decay rates in all of the paper's experiments."""
 _OWN_LR = "1%"
 """The default learning rate with the standardized loss, which is not the paper's."""
+_SHORT_BETAS = (0.5, 0.95)
+"""The default decay rates with the standardized loss, if a window takes few steps."""
+_FEW_STEPS = 128
+"""The most steps of a window with which these were measured to be better (docs/measurements/options.md)."""
 
 _WARMUP = 1 / 8
 """The share of distillation's steps during which the learning rate rises."""
@@ -79,7 +85,7 @@ class SolverRecipe(RecipePart):
     checkpointing: bool = False  # recompute activations in the backward pass, block by block
     rank: int | None = Field(None, ge=1)  # train low-rank updates of the matrices; None: all their weights
     compact: bool = False  # hold gradients, moments and the guard's copy for kept weights only
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] | None = None  # Adam's decay rates; None: by the loss and the number of steps
     routing: Literal["student", "teacher"] = "student"  # whose choice of experts is used in the fit
     teacher_forcing: float = Field(0.0, ge=0, le=1)  # the dense model's share in the states that windows are fitted on
     patience: int = Field(2, ge=1)  # epochs in a row without a lower held-out error, after which the guard stops
@@ -105,25 +111,39 @@ class SolverRecipe(RecipePart):
 
     @field_validator("betas")
     @classmethod
-    def _below_one(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
+    def _below_one(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not all(0 <= beta < 1 for beta in value):
             raise ValueError("expected two numbers of at least 0 and below 1")
         return value
 
     @property
+    def minimized(self) -> Literal["squared", "standardized"]:
+        """The loss: by default the paper's, unless the solver is not the paper's."""
+        return self.loss or ("standardized" if self.name == "widening" else "squared")
+
+    @property
     def standardizes(self) -> bool:
         """Whether a window's relative errors are standardized: if a descent minimizes the standardized loss."""
-        return self.settled().loss == "standardized" and self.name != "none"
+        return self.minimized == "standardized" and self.name != "none"
 
-    def settled(self) -> Self:
-        """A copy with loss and learning rate set: the paper's, unless the solver or the loss is not the paper's.
+    @property
+    def rate(self) -> float | str:
+        """The learning rate as in a recipe: by default the paper's, unless the loss is not the paper's.
 
-        With the standardized loss, the default rate is relative to the weights, because what suits one model is a
-        tenth of what suits another (docs/measurements/models.md).
+        It is then relative to the weights, because what suits one model is a tenth of what suits another
+        (docs/measurements/models.md).
         """
-        loss = self.loss or ("standardized" if self.name == "widening" else "squared")
-        lr = self.lr or (_OWN_LR if loss == "standardized" and self.name != "none" else PAPER_LR)
-        return self.model_copy(update={"loss": loss, "lr": lr})
+        return self.lr or (_OWN_LR if self.standardizes else PAPER_LR)
+
+    def settled(self, samples: int) -> Self:
+        """A copy with loss, learning rate and betas set, for a run with this many calibration samples.
+
+        The betas are by default the paper's, unless the loss is not the paper's and there are few steps. Adam then
+        averages gradients over fewer.
+        """
+        few = self.standardizes and self.epochs * math.ceil(samples / self.batch_size) <= _FEW_STEPS
+        betas = self.betas or (_SHORT_BETAS if few else PAPER_BETAS)
+        return self.model_copy(update={"loss": self.minimized, "lr": self.rate, "betas": betas})
 
     @property
     def repeats_routes(self) -> bool:
@@ -136,7 +156,7 @@ class SolverRecipe(RecipePart):
     def build(self, guard: bool) -> Solver:
         if self.name == "none":
             return NoSolver()
-        adam = self.descent(self.epochs, self.settled().lr, guard)
+        adam = self.descent(self.epochs, self.rate, guard)
         if self.name == "adam":
             return adam
         # An epoch on one block of two costs half of one on both. So both descents together take less time than
@@ -151,7 +171,7 @@ class SolverRecipe(RecipePart):
             only_part=adam,
         )
 
-    def descent(self, epochs: int, rate: float | str | None, guard: bool) -> Adam:
+    def descent(self, epochs: int, rate: float | str, guard: bool) -> Adam:
         """Adam with these settings, except for the given number of epochs and learning rate."""
         lr, relative = parse_rate(rate)
         return Adam(
@@ -159,7 +179,7 @@ class SolverRecipe(RecipePart):
             lr,
             self.batch_size,
             self.micro_batch_size,
-            self.betas,
+            self.betas or PAPER_BETAS,
             guard,
             self.patience,
             rank=self.rank,

@@ -283,9 +283,9 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
         """The descent that fits the last blocks once more; None if the recipe has no distillation."""
         return self.distill.build(self.solver, self.guard) if self.distill.blocks else None
 
-    def settled(self) -> Self:
-        """The recipe with the solver's own defaults, loss and learning rate, made explicit."""
-        return self.model_copy(update={"solver": self.solver.settled()})
+    def settled(self, samples: int) -> Self:
+        """The recipe for this many calibration samples, with the solver's own defaults made explicit."""
+        return self.model_copy(update={"solver": self.solver.settled(samples)})
 
     @property
     def choice(self) -> Choice:

@@ -110,11 +110,6 @@ def planned_epochs(recipe: Recipe, work: Work, window: Window) -> int:
     return recipe.planned_epochs(len(window.blocks)) if work.errs(window, recipe.teacher == "local") else 0
 
 
-def steps(recipe: Recipe, work: Work, epochs: int) -> int:
-    """The number of gradient steps in these epochs."""
-    return -(-work.calibration // recipe.solver.batch_size) * epochs
-
-
 def _in_window(recipe: Recipe, work: Work, window: Window) -> Exchange:
     fresh = [group for index in window.fresh for group in work.groups[index]]
     epochs = planned_epochs(recipe, work, window)
@@ -137,7 +132,7 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
 
 def _in_descent(recipe: Recipe, work: Work, blocks: Sequence[int], epochs: int) -> Exchange:
     """What is exchanged while blocks are fitted and when all ranks take the first rank's weights at the end."""
-    taken = steps(recipe, work, epochs)
+    taken = recipe.solver.steps(work.calibration, epochs)
     return taken * 4 * _moved(recipe, work, blocks), 4 * work.parameters(blocks), 2 * taken + 2 * epochs
 
 

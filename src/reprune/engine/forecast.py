@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from reprune.engine.exchange import Crew, exchanges, planned_epochs, steps
+from reprune.engine.exchange import Crew, exchanges, planned_epochs
 from reprune.engine.footprint import (
     MASKS,
     allocating_bytes,
@@ -214,7 +214,7 @@ class _Estimate:
         in_steps = self.crew.per_epoch(self.work.calibration, solver.batch_size)
         seconds = epochs * (in_steps * step + self.heldout * (once + comparing))
         # Adam reads and writes weights, gradients and moments.
-        moved = steps(self.recipe, self.work, epochs) * 4 * self.work.parameters(blocks) * 9
+        moved = solver.steps(self.work.calibration, epochs) * 4 * self.work.parameters(blocks) * 9
         return seconds + moved / self.speed.traffic
 
     def pruning(self, index: int, lone: bool, times: int = 1) -> float:

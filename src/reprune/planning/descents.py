@@ -13,9 +13,9 @@ from reprune.math.least_squares import LeastSquares
 from reprune.math.solver import NoSolver, Solver
 from reprune.math.widening import Widening
 
-PAPER_LR = 2e-4
+PAPER_LR = Adam.lr
 """Adam's learning rate in all of the paper's experiments."""
-PAPER_BETAS = (0.9, 0.95)
+PAPER_BETAS = Adam.betas
 """Adam's decay rates in all of the paper's experiments."""
 _OWN_LR = "1%"
 """The default learning rate with the standardized loss, which is not the paper's."""
@@ -135,13 +135,17 @@ class SolverRecipe(RecipePart):
         """
         return self.lr or (_OWN_LR if self.standardizes else PAPER_LR)
 
+    def steps(self, samples: int, epochs: int) -> int:
+        """The number of gradient steps that these epochs take over this many samples."""
+        return epochs * math.ceil(samples / self.batch_size)
+
     def settled(self, samples: int) -> Self:
         """A copy with loss, learning rate and betas set, for a run with this many calibration samples.
 
         The betas are by default the paper's, unless the loss is not the paper's and there are few steps. Adam then
         averages gradients over fewer.
         """
-        few = self.standardizes and self.epochs * math.ceil(samples / self.batch_size) <= _FEW_STEPS
+        few = self.standardizes and self.steps(samples, self.epochs) <= _FEW_STEPS
         betas = self.betas or (_SHORT_BETAS if few else PAPER_BETAS)
         return self.model_copy(update={"loss": self.minimized, "lr": self.rate, "betas": betas})
 

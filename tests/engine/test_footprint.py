@@ -66,6 +66,19 @@ def test_a_window_that_is_not_fitted_holds_its_weights_and_a_blocks_passing_samp
     assert window_bytes(recipe, pruned, work.schedule[0]) == 4 * 1000 + 4 * (2 * 4**2 + 4 * 6 * 4), "more than passing"
 
 
+def test_a_weight_update_holds_gram_matrices_and_more_copies_of_a_groups_weights() -> None:
+    grouped = _blocks(groups=[Group(6, 4), Group(2, 5)])
+    window = grouped.schedule[0]
+    plain = _recipe("LR", "solver.micro_batch_size=1", pruner="wanda")
+    found = _recipe("LR", "solver.micro_batch_size=1", "pruner.update=least-squares", pruner="wanda")
+    norms, grams = 4 * (4 + 5), 4 * (4**2 + 5**2)
+    assert window_bytes(found, grouped, window) - window_bytes(plain, grouped, window) == grams - norms + 4 * 4 * 6 * 4
+    owl = "allocation=owl"  # measures by Wanda's norms
+    assert allocating_bytes(_recipe("LR", owl, "pruner.update=least-squares"), grouped) == allocating_bytes(
+        _recipe("LR", owl), grouped
+    )
+
+
 def test_least_squares_holds_the_largest_fresh_block_dense_too() -> None:
     """Of the windows [0], [0, 1], [1, 2] and [2] the last has no fresh block; there, all blocks of the window count."""
     work = _blocks(size=2)

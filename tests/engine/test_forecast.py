@@ -156,6 +156,20 @@ def test_least_squares_takes_both_models_to_each_group_and_sums_two_products(pru
     assert window_bytes(recipe, work, work.schedule[0]) == expected
 
 
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_a_weight_update_takes_gram_matrices_and_a_product_for_each_iteration_and_one_before(pruner: str) -> None:
+    """A pass for statistics comes with them if the pruner needs none by itself."""
+    work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8)
+    groups, one = work.groups[0], 2.0 * _WEIGHTS * _TOKENS / _SPEED.products
+    update = ("pruner.update=least-squares", "teacher=global")
+    plain, found = (_forecast("LR", work, *more, pruner=pruner) for more in (("teacher=global",), update))
+    expected = sum((1 + 5) * 2 * group.rows * group.columns**2 for group in groups) / _SPEED.full
+    if pruner != "sparsegpt":
+        expected += sum(2 * 0.625 * 32 * _TOKENS * group.columns**2 for group in groups) / _SPEED.full
+    expected += 32 * one * (pruner == "magnitude")
+    assert found.seconds - plain.seconds == pytest.approx(8 * expected)
+
+
 def test_experts_take_passes_of_their_own_and_their_share_of_the_tokens() -> None:
     """A batch to find the groups; statistics in one pass, or two for experts if sequential; these are not refitted."""
     groups = [Group(3072, 1024), Group(512, 1024, 0.25, expert=True)]

@@ -15,10 +15,11 @@ from reprune.math.pruner import Pruned, Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.statistics import Gram, SquaredNorms, Statistics
 from reprune.math.wanda import Wanda
+from reprune.math.weight_update import WeightUpdate
 
 _CPU = torch.device("cpu")
 _PATTERNS = [Unstructured(0.5), Unstructured(0.3), NM(2, 4), NM(4, 8)]
-_PRUNERS: list[Pruner[Statistics]] = [Magnitude(), Wanda(), SparseGPT(block_size=8)]
+_PRUNERS: list[Pruner[Statistics]] = [Magnitude(), Wanda(), SparseGPT(block_size=8), WeightUpdate(Wanda())]
 
 patterns = pytest.mark.parametrize("pattern", _PATTERNS, ids=str)
 pruners = pytest.mark.parametrize("pruner", _PRUNERS, ids=lambda pruner: type(pruner).__name__)

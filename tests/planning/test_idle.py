@@ -27,6 +27,7 @@ def notes(flags: dict[str, Any], *settings: str, file: dict[str, Any] | None = N
         ({}, ["distill.epochs=2"], "distill.epochs has no effect: distill.blocks is 0"),
         ({}, ["distill={blocks: 0, lr: 1%}"], "distill.lr has no effect: distill.blocks is 0"),
         ({"pruner": {"name": "wanda"}}, ["pruner.damping=0.1"], "pruner.damping has no effect: the pruner is wanda"),
+        ({}, ["pruner.ridge=0.5"], "pruner.ridge has no effect: it is of pruner.update least-squares"),
         ({}, ["allocation.spread=0.1"], "allocation.spread has no effect: allocation.name is uniform"),
         ({}, ["allocation=by-error", "allocation.outlier=3"], "allocation.outlier has no effect: it is of owl"),
         ({}, ["self_generate.length=64"], "self_generate.length has no effect: the model writes no text"),
@@ -44,6 +45,7 @@ def test_a_setting_that_nothing_reads_is_named(flags: dict[str, Any], settings: 
         ({"reconstruct": "LR", "solver": {"batch_size": 4}}, []),  # the size of the batches that pass through a block
         ({"solver": {"epochs": 3, "lr": "1%"}}, ["solver.patience=3", "pruner.damping=0.1"]),
         ({}, ["solver.start=least-squares", "solver.ridge=0.1"]),
+        ({}, ["pruner.update=least-squares", "pruner.ridge=0.1"]),
         ({}, ["allocation=owl", "allocation.spread=0.1", "allocation.outlier=3"]),
         ({"self_generate": 4}, ["self_generate.filters=[]"]),
         ({"reconstruct": "auto"}, ["solver.epochs=2"]),

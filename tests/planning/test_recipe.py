@@ -20,6 +20,7 @@ from reprune.math.patterns import Unstructured
 from reprune.math.solver import NoSolver
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.math.weight_update import WeightUpdate
 from reprune.math.widening import Widening
 from reprune.planning.descents import DistillRecipe, SolverRecipe
 from reprune.planning.layers import resolve_recipe
@@ -168,6 +169,8 @@ def test_a_pruner_or_solver_may_be_named_alone() -> None:
         ("pruner=oracle", "pruner.name"),
         ("pruner.damping=0", "pruner.damping"),
         ("pruner.block_size=0", "pruner.block_size"),
+        ("pruner.ridge=0", "pruner.ridge"),
+        ("pruner.update=none", "pruner.update"),
         ("schedule=2", "schedule"),
         ("schedule.size=0", "schedule.size"),
         ("schedule.stride=2", "schedule"),
@@ -241,6 +244,8 @@ def test_a_recipe_builds_what_it_names() -> None:
     assert isinstance(resolve_recipe("model", {"pruner": "wanda"}).pruner.build(), Wanda)
     chosen = resolve_recipe("model", settings=["pruner.damping=0.1", "pruner.block_size=32"])
     assert chosen.pruner.build() == SparseGPT(damping=0.1, block_size=32)
+    updated = resolve_recipe("model", {"pruner": "wanda"}, settings=["pruner.update=least-squares", "pruner.ridge=2"])
+    assert updated.pruner.build() == WeightUpdate(Wanda(), ridge=2.0)
     solver = {"epochs": 3, "lr": 0.1, "batch_size": 2, "betas": [0.5, 0.6]}
     adam = resolve_recipe("model", {"solver": solver}).solver.build(guard=False)
     assert adam == Adam(epochs=3, lr=0.1, batch_size=2, betas=(0.5, 0.6), guard=False)

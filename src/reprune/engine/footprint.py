@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from reprune.engine.group_statistics import AT_ONCE, gathers
 from reprune.engine.work import Group, Work
 from reprune.math.masking import PLACES_BYTES
+from reprune.math.weight_update import WeightUpdate
 from reprune.model.costs import BlockCosts
 from reprune.model.predictor import LOGITS, LOGITS_OF_GPU
 from reprune.model.streams import AHEAD
@@ -15,6 +16,7 @@ from reprune.planning.schedule import Window, windows
 
 MASKS = 0.25  # bytes of masks (bool) per byte of weights (float32)
 _REFIT_COPIES = 7  # copies of a group's matrices that conjugate gradients hold in addition to the pruner's
+_UPDATE_COPIES = 4  # the same for a pruner's weight update
 _LEVELS = 3  # sparsities to which allocation by error prunes each block
 _LOGITS_HELD = 5  # tensors of the logits' size that are held at a time
 _PINNED = 2  # batches of states in pinned memory: one is sent to the GPU while the next is gathered
@@ -74,10 +76,11 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     at_a_time = min(solver.samples_at_a_time, work.calibration)
     # A pass without gradients holds no more than one with gradients keeps.
     passing = at_a_time * largest + _sent_bytes(recipe, at_a_time * work.blocks[window.blocks.start].states)
-    size = gathers(recipe.pruner.build()).size
+    pruner = recipe.pruner.build()
+    size, copies = gathers(pruner).size, 4 + _UPDATE_COPIES * isinstance(pruner, WeightUpdate)
     pruning = max(
         _statistics_bytes(work.groups[i], size)
-        + max((4 * (2 * group.columns**2 + 4 * group.rows * group.columns) for group in work.groups[i]), default=0)
+        + max((4 * (2 * group.columns**2 + copies * group.rows * group.columns) for group in work.groups[i]), default=0)
         for i in window.blocks
     )
     twin = 0
@@ -108,7 +111,7 @@ def levels(recipe: Recipe) -> int:
 
 def measured(recipe: Recipe) -> Recipe:
     """What an allocation does to each block, as a recipe: prune it by its dense inputs, for OWL by Wanda."""
-    pruner = {"name": "wanda"} if recipe.allocation.name == "owl" else {}
+    pruner = {"name": "wanda", "update": "pruner"} if recipe.allocation.name == "owl" else {}
     return recipe.model_copy(
         update={
             "teacher": "global",

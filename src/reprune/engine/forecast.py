@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from reprune.engine.exchange import Crew, exchanges, planned_epochs
 from reprune.engine.footprint import (
@@ -26,8 +26,11 @@ from reprune.engine.footprint import (
 )
 from reprune.engine.group_statistics import gatherings, gathers, passes
 from reprune.engine.speed import Speed
-from reprune.engine.work import Work
+from reprune.engine.work import Group, Work
+from reprune.math.pruner import Pruner
+from reprune.math.sparsegpt import SparseGPT
 from reprune.math.statistics import Gram
+from reprune.math.weight_update import WeightUpdate
 from reprune.planning.recipe import Recipe
 from reprune.planning.schedule import Window
 
@@ -245,13 +248,9 @@ class _Estimate:
         solving = []  # of each group, which one process solves
         for group in groups:
             square = group.columns**2
-            if grams:  # the pruner is taken to solve by them as SparseGPT does
+            if grams:
                 seconds += again * 2.0 * _SYMMETRIC * calibration * work.tokens * group.share * square / speed.full
-                solving.append(
-                    group.columns**3 * 1.5 / speed.full
-                    + 1.0 * group.rows * square / speed.full
-                    + group.columns * _COLUMN_SECONDS
-                )
+                solving.append(_solving(pruner, group, speed))
             if refit and not group.expert:
                 gram = self.heldout if grams else samples
                 seconds += 2.0 * (_SYMMETRIC * gram + samples) * work.tokens * square / speed.full
@@ -259,3 +258,13 @@ class _Estimate:
         # One group after the other if each is to see the pruned weights of those before it.
         in_turn = refit or recipe.pruner.sequential
         return seconds + times * (sum(solving) if in_turn else self.crew.longest(solving))
+
+
+def _solving(pruner: Pruner[Any], group: Group, speed: Speed) -> float:
+    """Seconds that a pruner takes which solves by a group's Gram matrix; all but weight updates as SparseGPT does."""
+    product, seconds = 2.0 * group.rows * group.columns**2 / speed.full, 0.0
+    if isinstance(pruner, WeightUpdate):
+        seconds = (1 + pruner.iterations) * product
+        if not isinstance(pruner.masks, SparseGPT):
+            return seconds
+    return seconds + group.columns**3 * 1.5 / speed.full + 0.5 * product + group.columns * _COLUMN_SECONDS

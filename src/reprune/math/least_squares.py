@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reprune.errors import NumericalError
 from reprune.math.finite import all_finite
+from reprune.math.masking import mask_
 from reprune.math.statistics import Paired
 
 RIDGES = (1.0, 0.3, 0.1, 0.03)
@@ -107,22 +108,31 @@ def solve(G: Tensor, right: Tensor, W: Tensor, prior: Tensor, mask: Tensor, ridg
         ridge: at least 0.
         iterations: the maximum; fewer if all rows are solved to float32 accuracy.
     """
-    kept = mask.to(W.dtype)
-    inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)  # (columns,)
-    residual = (right + ridge * prior - W @ G - ridge * W) * kept
-    W = W.clone()
+    residual = mask_(right + ridge * prior - W @ G - ridge * W, mask)
+    return descend_(W.clone(), residual, G, mask, torch.full_like(G.diagonal(), ridge), iterations)
+
+
+def descend_(W: Tensor, residual: Tensor, G: Tensor, mask: Tensor, ridge: Tensor, iterations: int) -> Tensor:
+    """The conjugate gradients of `solve`, for a ridge of each column's own, (columns,).
+
+    Args:
+        W: the starting point, zero outside the mask; overwritten by the result, which is also returned.
+        residual: half the objective's negative gradient there, zero outside the mask; overwritten.
+        G, mask, iterations: as for `solve`.
+    """
+    inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)
     direction = residual * inverse
     power = (residual * direction).sum(dim=1, keepdim=True)  # (rows, 1)
     enough = power * torch.finfo(W.dtype).eps ** 2
     for _ in range(iterations):
         if bool((power <= enough).all()):
             break
-        product = (direction @ G + ridge * direction) * kept
+        product = mask_((direction @ G).addcmul_(direction, ridge), mask)
         curvature = (direction * product).sum(dim=1, keepdim=True)
         step = torch.where(curvature > 0, power / curvature, 0.0)
         W.addcmul_(direction, step)
         residual.addcmul_(product, step, value=-1.0)
-        scaled = residual * inverse
+        scaled = torch.mul(residual, inverse, out=product)
         before, power = power, (residual * scaled).sum(dim=1, keepdim=True)
         direction.mul_(torch.where(before > 0, power / before, 0.0)).add_(scaled)
     return W

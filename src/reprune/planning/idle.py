@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from reprune.planning.axes import PRUNERS
 from reprune.planning.recipe import Recipe
 
 _FLAGS = {"solver.epochs": "--epochs", "solver.lr": "--lr"}
@@ -62,6 +63,10 @@ def _idle(recipe: Recipe) -> Iterator[tuple[Sequence[str], str]]:
         yield _under("distill", ("epochs", "lr")), "distill.blocks is 0"
     if recipe.pruner.name != "sparsegpt":
         yield _under("pruner", ("damping", "block_size")), f"the pruner is {recipe.pruner.name}, not sparsegpt"
+    if recipe.pruner.name not in PRUNERS:
+        yield _under("pruner", ("update", "ridge")), f"the pruner is {recipe.pruner.name}, of another package"
+    elif recipe.pruner.update == "pruner":
+        yield ["pruner.ridge"], "it is of pruner.update least-squares"
     if recipe.allocation.name == "uniform":
         yield _under("allocation", ("spread", "outlier")), "allocation.name is uniform"
     elif recipe.allocation.name != "owl":

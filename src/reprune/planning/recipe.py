@@ -30,6 +30,7 @@ from reprune.math.patterns import Pattern, parse_pattern
 from reprune.math.pruner import Pruner
 from reprune.math.sparsegpt import SparseGPT
 from reprune.math.wanda import Wanda
+from reprune.math.weight_update import WeightUpdate
 from reprune.planning import pruners
 from reprune.planning.axes import PRUNERS, Part, Rung
 from reprune.planning.choice import Choice
@@ -96,6 +97,8 @@ class PrunerRecipe(RecipePart):
     settings: dict[str, JsonValue] = Field({})  # for a pruner of another package
     damping: float = Field(0.01, gt=0)  # SparseGPT: share of the mean diagonal of H
     block_size: int = Field(128, ge=1)  # SparseGPT: columns between lazy updates
+    update: Literal["pruner", "least-squares"] = "pruner"  # of the kept weights, under the pruner's mask
+    ridge: float = Field(1.0, gt=0)  # of that update: a share of each input's squared norm
     sequential: bool = False  # gather a group's statistics after pruning the groups before it
     min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
@@ -103,20 +106,22 @@ class PrunerRecipe(RecipePart):
     def build(self) -> Pruner[Any]:
         """The pruner; raises `InputError` if there is none of that name, or if it rejects the settings."""
         if self.settings and self.name in PRUNERS:
-            own = "it has pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "it has no settings"
+            own = "pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "pruner.update"
             given = ", ".join(self.settings)
             raise InputError(
-                f"pruner.settings are for pruners that other packages bring, not for {self.name}; {own} (got {given})."
+                "pruner.settings are for pruners that other packages bring, "
+                f"not for {self.name}; it has {own} (got {given})."
             )
         match self.name:
             case "magnitude":
-                return Magnitude()
+                made: Magnitude | Wanda | SparseGPT = Magnitude()
             case "wanda":
-                return Wanda()
+                made = Wanda()
             case "sparsegpt":
-                return SparseGPT(damping=self.damping, block_size=self.block_size)
+                made = SparseGPT(damping=self.damping, block_size=self.block_size)
             case name:
                 return pruners.build(name, self.settings)
+        return made if self.update == "pruner" else WeightUpdate(made, self.ridge)
 
 
 @final

@@ -157,13 +157,19 @@ def test_least_squares_takes_both_models_to_each_group_and_sums_two_products(pru
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
-def test_a_weight_update_takes_gram_matrices_and_a_product_for_each_iteration_and_one_before(pruner: str) -> None:
-    """A pass for statistics comes with them if the pruner needs none by itself."""
+@pytest.mark.parametrize("precision", ["auto", "float32", "float16"])
+def test_a_weight_update_takes_gram_matrices_and_a_product_for_each_iteration_and_one_before(
+    pruner: str, precision: str
+) -> None:
+    """A pass for statistics comes with them if the pruner needs none by itself; float16 holds no sums of squares."""
     work = replace(_work(), blocks=[replace(_work().blocks[0], activations=0.0)] * 8)
     groups, one = work.groups[0], 2.0 * _WEIGHTS * _TOKENS / _SPEED.products
-    update = ("pruner.update=least-squares", "teacher=global")
-    plain, found = (_forecast("LR", work, *more, pruner=pruner) for more in (("teacher=global",), update))
-    expected = sum((1 + 5) * 2 * group.rows * group.columns**2 for group in groups) / _SPEED.full
+    set_up = "teacher=global", f"precision={precision}"
+    plain, found = (
+        _forecast("LR", work, *set_up, *more, pruner=pruner) for more in ((), ("pruner.update=least-squares",))
+    )
+    rate = _SPEED.products if precision == "auto" else _SPEED.full
+    expected = sum((1 + 5) * 2 * group.rows * group.columns**2 for group in groups) / rate
     if pruner != "sparsegpt":
         expected += sum(2 * 0.625 * 32 * _TOKENS * group.columns**2 for group in groups) / _SPEED.full
     expected += 32 * one * (pruner == "magnitude")

@@ -107,6 +107,21 @@ def test_with_few_iterations_most_of_the_way_is_gone_where_the_ridge_is_strong()
     assert few - end < 0.1 * (start - end)
 
 
+@pruners
+def test_products_in_bfloat16_take_the_objective_as_low_but_for_one_part_in_a_hundred(
+    masks: Magnitude | Wanda | SparseGPT,
+) -> None:
+    D, X = _random(40, _COLUMNS, seed=1), _inputs()
+    found = []
+    for products in (torch.float32, torch.bfloat16):
+        (one,) = _pruned(WeightUpdate(masks, products=products), [D], X, Unstructured(0.5))
+        assert one.weight.dtype == torch.float32
+        found.append(_objective(X, D, one.weight, one.mask, 1.0))
+    start = _objective(X, D, D * one.mask, one.mask, 1.0)
+    assert found[0] < 0.95 * start
+    assert abs(found[1] - found[0]) < 0.01 * (start - found[0])
+
+
 def test_weights_stay_where_no_two_inputs_have_anything_in_common() -> None:
     """Then no kept weight can do anything for a pruned one."""
     D, X = _random(6, _COLUMNS, seed=1), torch.linalg.qr(_random(40, _COLUMNS)).Q * torch.logspace(-1, 1, _COLUMNS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,7 @@ import pytest
 import yaml
 
 from reprune.errors import InputError
-from reprune.math.adam import Adam
-from reprune.math.least_squares import LeastSquares
-from reprune.math.magnitude import Magnitude
 from reprune.math.patterns import Unstructured
-from reprune.math.solver import NoSolver
-from reprune.math.sparsegpt import SparseGPT
-from reprune.math.wanda import Wanda
-from reprune.math.weight_update import WeightUpdate
 from reprune.math.widening import Widening
 from reprune.planning.descents import DistillRecipe, SolverRecipe
 from reprune.planning.layers import resolve_recipe
@@ -237,41 +229,6 @@ def test_norwegian_is_a_language() -> None:
 def test_a_language_is_taken_as_it_is_where_none_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as when another machine's record is read
     assert resolve_recipe("model", settings=["self_generate.language=xx"]).self_generate.language == "xx"
-
-
-def test_a_recipe_builds_what_it_names() -> None:
-    assert isinstance(resolve_recipe("model", {"pruner": "magnitude"}).pruner.build(), Magnitude)
-    assert isinstance(resolve_recipe("model", {"pruner": "wanda"}).pruner.build(), Wanda)
-    chosen = resolve_recipe("model", settings=["pruner.damping=0.1", "pruner.block_size=32"])
-    assert chosen.pruner.build() == SparseGPT(damping=0.1, block_size=32)
-    updated = resolve_recipe("model", {"pruner": "wanda"}, settings=["pruner.update=least-squares", "pruner.ridge=2"])
-    assert updated.pruner.build() == WeightUpdate(Wanda(), ridge=2.0)
-    solver = {"epochs": 3, "lr": 0.1, "batch_size": 2, "betas": [0.5, 0.6]}
-    adam = resolve_recipe("model", {"solver": solver}).solver.build(guard=False)
-    assert adam == Adam(epochs=3, lr=0.1, batch_size=2, betas=(0.5, 0.6), guard=False)
-    small = resolve_recipe("model", {"solver": solver | {"micro_batch_size": 1, "rank": 4}}).solver
-    assert small.build(guard=False) == replace(adam, micro_batch_size=1, rank=4)
-    compact = resolve_recipe("model", {"solver": solver | {"compact": True}}).solver
-    assert compact.build(guard=False) == replace(adam, compact=True)
-    assert (small.samples_at_a_time, SolverRecipe(batch_size=3).samples_at_a_time) == (1, 3)
-    assert isinstance(resolve_recipe("model", {"reconstruct": "LR"}).solver.build(guard=True), NoSolver)
-    assert resolve_recipe("model").solver.build_least_squares() is None
-    start = resolve_recipe("model", {"solver": {"start": "least-squares", "ridge": 0.3}}).solver
-    assert start.build_least_squares() == LeastSquares(0.3)
-    patient = resolve_recipe("model", {"solver": {"epochs": 9, "patience": 4}}).solver.build(guard=True)
-    assert patient == Adam(epochs=9, patience=4)
-    for epochs, part, whole in ((9, 3, 6), (10, 4, 6), (3, 1, 2), (1, 1, 1)):
-        auto = resolve_recipe("model", {"reconstruct": "auto", "solver": {"epochs": epochs}}).solver.build(guard=True)
-        middle = whole / (part + whole)
-        own = Adam(epochs, 0.01, try_first_step=True, relative=True)
-        assert auto == Widening(
-            replace(own, epochs=part, decay=(1.0, middle)), replace(own, epochs=whole, decay=(middle, 0.0)), own
-        ), "one rate that falls over both"
-    recipe = resolve_recipe("model", {"distill": {"blocks": 2, "epochs": 5}, "solver": {"batch_size": 2}})
-    distillation = recipe.distill.build(recipe.solver, guard=True)
-    assert distillation == Adam(
-        5, 0.002, batch_size=2, try_first_step=True, relative=True, warmup=1 / 8, lr_name="distill.lr"
-    )
 
 
 _PAPERS = ("squared", 2e-4, (0.9, 0.95))

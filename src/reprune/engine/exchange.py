@@ -122,7 +122,7 @@ def _in_pruning(recipe: Recipe, groups: Sequence[Group], times: int = 1) -> Exch
     """What is exchanged while groups are pruned `times` times by statistics of the same inputs."""
     summed = told = 0.0
     refit = recipe.solver.start == "least-squares"
-    pruner = recipe.pruner.build()
+    pruner = recipe.build_pruner()
     size, again = gathers(pruner).size, gatherings(len(passes(groups, pruner)), times)
     for group in groups:
         summed += 16 * group.columns**2 if refit and not group.expert else again * size(group.columns)

@@ -76,7 +76,7 @@ def window_bytes(recipe: Recipe, work: Work, window: Window) -> int:
     at_a_time = min(solver.samples_at_a_time, work.calibration)
     # A pass without gradients holds no more than one with gradients keeps.
     passing = at_a_time * largest + _sent_bytes(recipe, at_a_time * work.blocks[window.blocks.start].states)
-    pruner = recipe.pruner.build()
+    pruner = recipe.build_pruner()
     size, copies = gathers(pruner).size, 4 + _UPDATE_COPIES * isinstance(pruner, WeightUpdate)
     pruning = max(
         _statistics_bytes(work.groups[i], size)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import torch
+
 from reprune.engine.exchange import Crew, exchanges, planned_epochs
 from reprune.engine.footprint import (
     MASKS,
@@ -231,7 +233,7 @@ class _Estimate:
         routed = any(group.expert for group in groups)
         plain = [group.stage for group in groups if not group.expert]
         refit = recipe.solver.start == "least-squares"
-        pruner = recipe.pruner.build()
+        pruner = recipe.build_pruner()
         grams = gathers(pruner) is Gram
         seconds = (min(recipe.solver.samples_at_a_time, calibration) if routed else 1) * forward  # to find the groups
         often = len(passes(groups, pruner))  # for the statistics of all experts
@@ -262,9 +264,10 @@ class _Estimate:
 
 def _solving(pruner: Pruner[Any], group: Group, speed: Speed) -> float:
     """Seconds that a pruner takes which solves by a group's Gram matrix; all but weight updates as SparseGPT does."""
-    product, seconds = 2.0 * group.rows * group.columns**2 / speed.full, 0.0
+    square, seconds = group.rows * group.columns**2, 0.0
     if isinstance(pruner, WeightUpdate):
-        seconds = (1 + pruner.iterations) * product
+        rate = speed.full if pruner.products == torch.float32 else speed.products
+        seconds = (1 + pruner.iterations) * 2.0 * square / rate
         if not isinstance(pruner.masks, SparseGPT):
             return seconds
-    return seconds + group.columns**3 * 1.5 / speed.full + 0.5 * product + group.columns * _COLUMN_SECONDS
+    return seconds + (1.5 * group.columns**3 + 1.0 * square) / speed.full + group.columns * _COLUMN_SECONDS

@@ -55,7 +55,7 @@ class Methods:
         schedule = windows(blocks, recipe.schedule.size, recipe.schedule.stride)
         descent = recipe.build_distillation()
         return Methods(
-            recipe.pruner.build(),
+            recipe.build_pruner(),
             recipe.solver.build(recipe.guard),
             schedule,
             None if descent is None else (descent, once_more(len(schedule), blocks, recipe.distill.blocks)),

@@ -118,7 +118,8 @@ def descend_(W: Tensor, residual: Tensor, G: Tensor, mask: Tensor, ridge: Tensor
     Args:
         W: the starting point, zero outside the mask; overwritten by the result, which is also returned.
         residual: half the objective's negative gradient there, zero outside the mask; overwritten.
-        G, mask, iterations: as for `solve`.
+        G: as for `solve`, or in bfloat16; products with it are in its dtype.
+        mask, iterations: as for `solve`.
     """
     inverse = 1.0 / (G.diagonal() + ridge).clamp_min(torch.finfo(W.dtype).tiny)
     direction = residual * inverse
@@ -127,7 +128,7 @@ def descend_(W: Tensor, residual: Tensor, G: Tensor, mask: Tensor, ridge: Tensor
     for _ in range(iterations):
         if bool((power <= enough).all()):
             break
-        product = mask_((direction @ G).addcmul_(direction, ridge), mask)
+        product = mask_((direction.to(G.dtype) @ G).to(W.dtype).addcmul_(direction, ridge), mask)
         curvature = (direction * product).sum(dim=1, keepdim=True)
         step = torch.where(curvature > 0, power / curvature, 0.0)
         W.addcmul_(direction, step)

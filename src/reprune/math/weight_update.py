@@ -44,6 +44,8 @@ class WeightUpdate(Pruner[Gram]):
     ridge: float = 1.0
     """A share of each input's squared norm."""
     iterations: int = 5
+    products: torch.dtype = torch.float32
+    """float32 or bfloat16: of the products with X'X, which are most of the work; sums and weights stay float32."""
 
     def statistics(self, columns: int, device: torch.device) -> Gram:
         return Gram(columns, device)
@@ -56,8 +58,9 @@ class WeightUpdate(Pruner[Gram]):
             )
         pruned = self._masked(weights, statistics, pattern)
         D, mask = torch.cat(list(weights)), torch.cat([one.mask for one in pruned])
-        residual = mask_(mask_(D.clone(), ~mask) @ G, mask)
-        W = descend_(mask_(D, mask), residual, G, mask, self.ridge * G.diagonal(), self.iterations)
+        ridge, G = self.ridge * G.diagonal(), G.to(self.products)
+        residual = mask_((mask_(D.clone(), ~mask).to(G.dtype) @ G).to(D.dtype), mask)
+        W = descend_(mask_(D, mask), residual, G, mask, ridge, self.iterations)
         split = mask_weights_(W, mask).split([len(weight) for weight in weights])
         return [replace(one, weight=weight) for one, weight in zip(pruned, split, strict=True)]
 

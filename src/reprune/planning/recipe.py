@@ -12,6 +12,7 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Self, final
 
+import torch
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -103,8 +104,12 @@ class PrunerRecipe(RecipePart):
     min_tokens: int = Field(32, ge=0)  # an expert that fewer calibration tokens reach is pruned by magnitude
     statistics: Literal["all", "first"] = "all"  # from all calibration samples, or the first source's (the paper's way)
 
-    def build(self) -> Pruner[Any]:
-        """The pruner; raises `InputError` if there is none of that name, or if it rejects the settings."""
+    def build(self, products: torch.dtype = torch.float32) -> Pruner[Any]:
+        """The pruner; raises `InputError` if there is none of that name, or if it rejects the settings.
+
+        Args:
+            products: the dtype of a least-squares update's products, float32 or bfloat16.
+        """
         if self.settings and self.name in PRUNERS:
             own = "pruner.damping and pruner.block_size" if self.name == "sparsegpt" else "pruner.update"
             given = ", ".join(self.settings)
@@ -121,7 +126,7 @@ class PrunerRecipe(RecipePart):
                 made = SparseGPT(damping=self.damping, block_size=self.block_size)
             case name:
                 return pruners.build(name, self.settings)
-        return made if self.update == "pruner" else WeightUpdate(made, self.ridge)
+        return made if self.update == "pruner" else WeightUpdate(made, self.ridge, products=products)
 
 
 @final
@@ -283,6 +288,10 @@ class Recipe(RecipePart, BaseModel):  # the latter again, so that ruff knows pyd
     def planned_epochs(self, blocks: int) -> int:
         """How many epochs a window of this many blocks takes if it does not stop early."""
         return self.solver.build(self.guard).planned(blocks)
+
+    def build_pruner(self) -> Pruner[Any]:
+        """The pruner, for the recipe's precision; float16 is too narrow for sums of squares."""
+        return self.pruner.build(torch.bfloat16 if self.precision in ("auto", "bfloat16") else torch.float32)
 
     def build_distillation(self) -> Adam | None:
         """The descent that fits the last blocks once more; None if the recipe has no distillation."""

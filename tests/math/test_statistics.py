@@ -163,3 +163,16 @@ def test_inputs_are_left_as_they_are() -> None:
 def test_inputs_of_another_width_are_not_taken_in() -> None:
     with pytest.raises(ValueError, match="6 columns"):
         Gram(5, _CPU).update(_inputs(3, 7, 6))
+
+
+def test_a_gram_matrix_knows_the_squared_norms_of_its_inputs() -> None:
+    gram, norms = Gram(300, torch.device("cpu")), SquaredNorms(300, torch.device("cpu"))
+    for seed in (0, 1):
+        X = torch.randn(40, 300, generator=torch.Generator().manual_seed(seed))
+        gram.update(X)
+        norms.update(X)
+    found = gram.squared_norms()
+    torch.testing.assert_close(found.sums, norms.sums)
+    assert found.tokens == norms.tokens == 80
+    gram.update(X)
+    torch.testing.assert_close(found.sums, norms.sums)  # unchanged by what comes later

@@ -91,6 +91,12 @@ class Gram(Statistics):
             self._mirrored = True
         return self._sums
 
+    def squared_norms(self) -> SquaredNorms:
+        """The squared norms of the same inputs, which are the diagonal of X'X."""
+        norms = SquaredNorms(self.columns, self.device)
+        norms.sums, norms.tokens = self._sums.diagonal().clone(), self.tokens
+        return norms
+
     def _accumulate(self, X: Tensor) -> None:
         # X'X is symmetric: each strip of rows is summed from its diagonal on, which is five eighths of the work.
         for strip in _strips(self.columns):

@@ -31,7 +31,7 @@ from reprune.math.masking import mask_, mask_weights_
 from reprune.math.patterns import Pattern
 from reprune.math.pruner import Pruned, Pruner
 from reprune.math.sparsegpt import SparseGPT
-from reprune.math.statistics import Gram, SquaredNorms
+from reprune.math.statistics import Gram
 from reprune.math.wanda import Wanda
 
 
@@ -68,6 +68,4 @@ class WeightUpdate(Pruner[Gram]):
         """What the pruner of the masks makes of them; it may need less than the Gram matrix."""
         if isinstance(self.masks, SparseGPT):
             return self.masks.prune(weights, statistics, pattern)
-        norms = SquaredNorms(statistics.columns, statistics.device)
-        norms.sums, norms.tokens = statistics.matrix.diagonal().contiguous(), statistics.tokens
-        return self.masks.prune(weights, norms, pattern)
+        return self.masks.prune(weights, statistics.squared_norms(), pattern)
